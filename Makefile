@@ -1,0 +1,60 @@
+# Each target sets itself up on a fresh machine: Python 3.11 or newer, git and make are all that is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+CATALOGUE ?=
+
+# No command here reaches for the Hub.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint format bench clean
+
+# The commands are shown as they run: they are what one would type for one's own catalogue.
+demo: $(VENV)/.starter
+	@test -f $(OUT)/base/config.json || (set -x; $(BIN)/fusionmatch starter $(OUT)/base)
+ifeq ($(CATALOGUE),)
+	@test -f $(OUT)/shop/products.csv || (set -x; $(BIN)/fusionmatch sample-shop $(OUT)/shop)
+endif
+	@rm -rf $(OUT)/adapter
+	@set -x; $(BIN)/fusionmatch adapt --model_name_or_path $(OUT)/base --output_dir $(OUT)/adapter \
+	  --catalogue $(or $(CATALOGUE),$(OUT)/shop/products.csv)
+
+test: $(VENV)/.test lint
+	$(BIN)/python tests/hf_common/fetch.py
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/embedding_speed.py
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FusionMatch needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first: with its tested version there, nothing else pulls another build of it.
+$(VENV)/.torch: $(VENV)/bin/pip constraints.txt
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.starter: $(VENV)/.torch setup.py
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[starter]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch setup.py
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.starter
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info

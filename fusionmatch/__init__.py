@@ -1,0 +1,75 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+FusionMatch: image-text matching with attention fusion, for catalogues.
+
+Importing the package registers its model with transformers' Auto classes. Only the model itself is imported then;
+everything else (training, catalogue, evaluation, search) is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+
+from .configuration_fusionmatch import FusionMatchConfig
+from .modeling_fusionmatch import FusionMatchModel
+from .processing_fusionmatch import FusionMatchProcessor
+
+
+if TYPE_CHECKING:
+    from .catalogue import load_catalogue
+    from .evaluation.retrieval import evaluate_retrieval
+    from .search import CatalogueIndex
+    from .starter import build_starter
+    from .training import FusionMatchTrainer, FusionMatchTrainingArguments
+
+__version__ = "0.1.0"
+
+AutoConfig.register(FusionMatchConfig.model_type, FusionMatchConfig, exist_ok=True)
+AutoModel.register(FusionMatchConfig, FusionMatchModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(FusionMatchConfig, FusionMatchModel, exist_ok=True)
+AutoProcessor.register(FusionMatchConfig, FusionMatchProcessor, exist_ok=True)
+
+_LAZY = {
+    "CatalogueIndex": "search",
+    "FusionMatchTrainer": "training",
+    "FusionMatchTrainingArguments": "training",
+    "build_starter": "starter",
+    "evaluate_retrieval": "evaluation.retrieval",
+    "load_catalogue": "catalogue",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+__all__ = [
+    "CatalogueIndex",
+    "FusionMatchConfig",
+    "FusionMatchModel",
+    "FusionMatchProcessor",
+    "FusionMatchTrainer",
+    "FusionMatchTrainingArguments",
+    "build_starter",
+    "evaluate_retrieval",
+    "load_catalogue",
+]

@@ -1,0 +1,369 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reading what companies keep: CSV, JSON lines and Parquet files, folders of pictures, hub datasets."""
+
+import csv
+import glob
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .quarantine import QuarantinedRow
+from .splits import SPLITS, split_name
+
+
+logger = logging.getLogger(__name__)
+
+CataloguePath = str | os.PathLike
+CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePath | list[CataloguePath]]
+
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
+
+
+@dataclass
+class Source:
+    """
+    One table as it was read, before anything is chosen or checked.
+
+    Args:
+        table (`pa.Table`): Every column but those that embed pictures.
+        places (`list[tuple[str, int]]`): File name and 1-based data row of each row of the table.
+        root (`Path`, *optional*): Folder the picture paths are relative to; `None` for a hub dataset.
+        split (`str`, *optional*): The user's own split these rows belong to; `None` when there is none yet.
+        embedded (`datasets.Dataset`, *optional*): The columns that embed pictures, memory-mapped, row for row beside
+            the table.
+        faults (`list[QuarantinedRow]`): Rows that could not even be read.
+        pictures (`datasets.Dataset`, *optional*): The embedded pictures one a row, in a column `image`, once they are
+            laid out.
+    """
+
+    table: pa.Table
+    places: list[tuple[str, int]]
+    root: Path | None = None
+    split: str | None = None
+    embedded: datasets.Dataset | None = None
+    faults: list[QuarantinedRow] = field(default_factory=list)
+    pictures: datasets.Dataset | None = None
+
+    @property
+    def name(self) -> str:
+        """Name to call the table by in messages."""
+        return self.places[0][0] if self.places else str(self.root)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns, those that embed pictures last."""
+        return [*self.table.column_names, *(self.embedded.column_names if self.embedded is not None else [])]
+
+    def head(self, rows: int) -> "Source":
+        """The first rows alone, without the faults behind them."""
+        if rows >= len(self.places):
+            return self
+        last = self.places[rows - 1]
+        return Source(
+            table=self.table.slice(0, rows),
+            places=self.places[:rows],
+            root=self.root,
+            split=self.split,
+            embedded=self.embedded.select(range(rows)) if self.embedded is not None else None,
+            faults=[fault for fault in self.faults if fault.source == last[0] and fault.row < last[1]],
+        )
+
+
+def read_sources(path: CataloguePaths, max_samples: int | None = None) -> list[Source]:
+    """
+    Reads the tables a catalogue consists of.
+
+    Args:
+        path (`str`, `os.PathLike`, `list` or `Mapping`): As in [`load_catalogue`].
+        max_samples (`int`, *optional*): Most rows to keep of each split (of the whole when there are no splits).
+
+    Raises:
+        `FileNotFoundError`: Nothing lies at the path, or the hub dataset cannot be reached.
+        `ValueError`: An extension, an encoding or a table that cannot be read; the message names file and line.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples must be at least 1, got {max_samples}. Leave it out to read everything.")
+    if isinstance(path, Mapping):
+        per_split: dict[str | None, list[Source]] = {}
+        for name, value in path.items():
+            split = split_name(name)
+            if split is None:
+                raise ValueError(f"Unknown split '{name}' in the mapping; allowed are {', '.join(SPLITS)}.")
+            per_split.setdefault(split, []).extend(_read_split(value, split))
+        if not per_split:
+            raise ValueError(f"The mapping of splits is empty; give at least one of {', '.join(SPLITS)}.")
+    elif _is_hub_name(path):
+        per_split = _read_hub(str(path))
+    else:
+        per_split = {None: _read_split(path, None)}
+    if max_samples is None:
+        return [source for sources in per_split.values() for source in sources]
+    kept = []
+    for sources in per_split.values():
+        left = max_samples
+        for source in sources:
+            if left:
+                kept.append(source.head(left))
+                left -= len(kept[-1].places)
+    return kept
+
+
+def _read_split(value: CataloguePath | Iterable[CataloguePath], split: str | None) -> list[Source]:
+    values = [value] if isinstance(value, str | os.PathLike) else list(value)
+    files = [file for one in values for file in _list_files(one)]
+    sources, shards = [], {}
+    for file in files:
+        if file.suffix.lower() == ".parquet":
+            shards.setdefault(file.parent, []).append(file)
+        else:
+            sources.append(_read_text_table(file, split))
+    return sources + [_read_parquet(group, split) for group in shards.values()]
+
+
+def _list_files(value: CataloguePath) -> list[Path]:
+    path = Path(value).expanduser()
+    if path.is_dir():
+        return _list_folder(path)
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"Cannot read '{path}': its extension is '{path.suffix}', allowed are {', '.join(SUFFIXES)}. "
+                "Save a spreadsheet as CSV UTF-8."
+            )
+        return [path]
+    if glob.has_magic(str(path)):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - an absolute pattern
+        files = [file for one in found if one.is_file() for file in _list_files(one)]
+        if files:
+            return files
+        raise FileNotFoundError(f"No file matches '{value}' (looked from {Path.cwd()}).")
+    raise FileNotFoundError(f"No catalogue at '{value}' (looked from {Path.cwd()}). Check the path.")
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
+    tables = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+    shards = sorted(folder.rglob("*.parquet"))
+    if not metadata and shards and not [file for file in tables if file.suffix.lower() != ".parquet"]:
+        return shards
+    found = metadata or tables
+    if len(found) == 1:
+        return found
+    if found:
+        raise ValueError(
+            f"The folder '{folder}' holds several tables: {', '.join(file.name for file in found)}. "
+            "Give the path of the one to read."
+        )
+    raise FileNotFoundError(
+        f"The folder '{folder}' holds no table. A folder of pictures needs a metadata.jsonl or metadata.csv with a "
+        "column file_name and a column of texts; a folder of shards needs .parquet files."
+    )
+
+
+def _read_text_table(file: Path, split: str | None) -> Source:
+    text = _read_text(file)
+    if file.suffix.lower() in (".csv", ".tsv"):
+        table, rows, faults = _read_csv(text, file)
+    else:
+        table, rows, faults = _read_json(text, file)
+    places = [(file.name, row) for row in rows]
+    return Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults)
+
+
+def _read_text(file: Path) -> str:
+    data = file.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        fault = error
+    try:
+        text = data.decode("cp932")
+    except UnicodeDecodeError:
+        text = ""
+    # Western text happens to decode as cp932 too, into nonsense, but never into kana, which Japanese text has.
+    if _FULL_WIDTH_KANA.search(text):
+        logger.warning(f"'{file.name}' is not UTF-8; it was read as Japanese (cp932, Shift-JIS).")
+        return text
+    line = data.count(b"\n", 0, fault.start) + 1
+    raise ValueError(
+        f"'{file}' is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: line {line} holds bytes it does not allow. "
+        "Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
+    ) from fault
+
+
+def _read_csv(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
+    header_line = text.split("\n", 1)[0]
+    # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    columns: list[list[str]] = []
+    rows: list[int] = []
+    faults: list[QuarantinedRow] = []
+    number, begin = 0, 1
+    try:
+        for cells in reader:
+            line, begin = begin, reader.line_num + 1
+            if not cells:  # a blank line is no row
+                continue
+            if not header:
+                header = [name.strip() for name in cells]
+                columns = [[] for _ in header]
+                continue
+            number += 1
+            if len(cells) != len(header):
+                reason = f"row has {len(cells)} fields where the header has {len(header)}"
+                value = delimiter.join(cells)
+                faults.append(QuarantinedRow(file.name, number, reason, value=value, detail=f"line {line}"))
+                continue
+            rows.append(number)
+            for column, cell in zip(columns, cells, strict=True):
+                column.append(cell)
+    except csv.Error as error:
+        raise ValueError(
+            f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
+            "Look for a quotation mark that is opened and not closed."
+        ) from error
+    if not header:
+        raise ValueError(f"'{file}' is empty: the first line must name the columns.")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=header), rows, faults
+
+
+def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
+    records: list[dict[str, Any]] = []
+    rows: list[int] = []
+    faults: list[QuarantinedRow] = []
+    if text.lstrip().startswith("["):
+        try:
+            entries: list[Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
+    else:
+        # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
+        entries = [line for line in text.split("\n") if line.strip()]
+    for number, entry in enumerate(entries, start=1):
+        if isinstance(entry, str):
+            try:
+                record = json.loads(entry)
+                if "\\ud" in entry.lower():  # half of an emoji, left by an export that cuts texts to a length
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (json.JSONDecodeError, UnicodeEncodeError) as error:
+                faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=entry, detail=str(error)))
+                continue
+        else:
+            record = entry
+        if isinstance(record, dict):
+            records.append(record)
+            rows.append(number)
+        else:
+            faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
+    names = list(dict.fromkeys(name for record in records for name in record))
+    table = pa.table([_to_array([record.get(name) for record in records]) for name in names], names=names)
+    return table, rows, faults
+
+
+def _to_array(values: list[Any]) -> pa.Array:
+    if any(isinstance(value, list) for value in values):
+        values = [value if value is None or isinstance(value, list) else [value] for value in values]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError):
+        # One column of mixed kinds, such as 12 and "12-B": the written form holds them all.
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+
+
+def _embeds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _embeds_pictures(kind.value_type)
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _read_parquet(files: list[Path], split: str | None) -> Source:
+    places: list[tuple[str, int]] = []
+    for file in files:
+        try:
+            count = pq.read_metadata(file).num_rows
+        except pa.ArrowException as error:
+            raise ValueError(f"'{file}' is not a whole Parquet file: {error}. Copy or write it again.") from error
+        places.extend((file.name, row) for row in range(1, count + 1))
+    try:
+        if any(_embeds_pictures(kind) for kind in pq.read_schema(files[0]).types):
+            # Kept on disk and memory-mapped by datasets' own cache: the pictures may exceed the memory.
+            rows = datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files])
+        else:
+            tables = [pq.ParquetFile(file).read() for file in files]
+            table = pa.concat_tables(tables, promote_options="default")
+            return Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
+    except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
+            "Shards must have the same columns of the same types."
+        ) from error
+    return _from_dataset(rows, places, files[0].parent.resolve(), split)
+
+
+def _is_hub_name(path: Any) -> bool:
+    if not isinstance(path, str) or Path(path).expanduser().exists() or Path(path).suffix.lower() in SUFFIXES:
+        return False
+    return not path.startswith(".") and _HUB_NAME.match(path) is not None
+
+
+def _read_hub(name: str) -> dict[str | None, list[Source]]:
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, datasets.exceptions.DatasetsError) as error:  # OSError: offline, not found, no right to read
+        raise FileNotFoundError(
+            f"'{name}' is no file or folder here (looked from {Path.cwd()}), and as a hub dataset it could not be "
+            f"loaded: {error}. Check the path; for a hub dataset check the name, the network and HF_HUB_OFFLINE."
+        ) from error
+    per_split: dict[str | None, list[Source]] = {}
+    for given, rows in loaded.items():
+        # One split alone was not divided by its owner, so there is no division to keep.
+        split = None if len(loaded) == 1 else split_name(given) or given
+        places = [(f"{name}:{given}", row) for row in range(1, len(rows) + 1)]
+        per_split.setdefault(split, []).append(_from_dataset(rows, places, None, split))
+    return per_split
+
+
+def _from_dataset(
+    rows: datasets.Dataset, places: list[tuple[str, int]], root: Path | None, split: str | None
+) -> Source:
+    schema: pa.Schema = rows.data.schema
+    embedded = [item.name for item in schema if _embeds_pictures(item.type)]
+    table: pa.Table = rows.data.table.drop_columns(embedded).replace_schema_metadata()
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            labels = [None if value is None else feature.int2str(value) for value in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, pa.array(labels, pa.string()))
+    return Source(table, places, root, split, rows.select_columns(embedded) if embedded else None)

@@ -1,0 +1,91 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The `fusionmatch` command line."""
+
+import importlib
+import logging
+import sys
+import textwrap
+
+import yaml
+
+
+# Sub-command -> (module, what it does). Modules are imported when their command is asked for.
+COMMANDS = {
+    "adapt": ("adapt", "LoRA-adapt a base to a catalogue; before/after report and adapter"),
+    "train": ("train", "train heads, fusion (and towers) into a new base checkpoint"),
+    "evaluate": ("evaluate", "retrieval metrics of a checkpoint or adapter on a catalogue"),
+    "search": ("search", "find products by text or by picture"),
+    "starter": ("starter", "build a small base checkpoint without the Hub"),
+    "sample-shop": ("sample_shop", "write a small drawn catalogue to try things on"),
+    "env": ("env", "versions and machine, for bug reports"),
+}
+
+# What a user can cause and mend: shown as one worded line. Everything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, yaml.YAMLError)
+
+
+def usage() -> str:
+    """The overview of all sub-commands."""
+    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        textwrap.dedent("""\
+        usage: fusionmatch COMMAND [options]        (fusionmatch COMMAND --help for its options)
+
+        Image-text matching for catalogues.
+
+        commands:
+        """)
+        + rows
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from .. import __version__
+
+        print(f"fusionmatch {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"fusionmatch: no command {name!r}.\n\n{usage()}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fusionmatch").setLevel(logging.INFO)
+    try:
+        return importlib.import_module(f".{COMMANDS[name][0]}", __name__).run(rest) or 0
+    except USER_ERRORS as error:
+        print(f"fusionmatch {name}: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"fusionmatch {name}: interrupted; what was written before is intact.", file=sys.stderr)
+        return 130
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; the strict configuration's wrapping is taken off."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith(("Class validation error", "Validation error")):
+        lines = [line.split(": ", 1)[-1] for line in lines[1:]]
+    return " ".join(lines) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`fusionmatch adapt`: a LoRA adapter for a catalogue, with a before/after report."""
+
+from dataclasses import dataclass, field
+
+from peft import LoraConfig
+
+from ..modeling_fusionmatch import FusionMatchModel
+from ..training import FusionMatchTrainingArguments, lora_config
+from .arguments import CommandParser, DataArguments, LoraArguments, ModelArguments
+from .fitting import fit_and_report
+
+
+@dataclass
+class AdaptTrainingArguments(FusionMatchTrainingArguments):
+    """Training arguments with defaults for an adapter on a catalogue of some hundred to some thousand pictures."""
+
+    output_dir: str | None = field(default="fusionmatch-adapter", metadata={"help": "Folder for the adapter."})
+
+
+def run(argv: list[str]) -> None:
+    """Adapts a base to a catalogue."""
+    parser = CommandParser((ModelArguments, DataArguments, LoraArguments, AdaptTrainingArguments), "adapt")
+    model_args, data_args, lora_args, args = parser.parse(argv)
+    frozen = {"vision": lora_args.freeze_vision_model, "text": lora_args.freeze_text_model}
+
+    def peft_config(model: FusionMatchModel) -> LoraConfig:
+        return lora_config(
+            model,
+            r=lora_args.lora_r,
+            lora_alpha=lora_args.lora_alpha,
+            lora_dropout=lora_args.lora_dropout,
+            target_modules=lora_args.lora_target_modules,
+            towers=tuple(tower for tower in frozen if not frozen[tower]),
+            use_rslora=lora_args.use_rslora,
+            use_dora=lora_args.use_dora,
+        )
+
+    fit_and_report("adapter", model_args, data_args, args, peft_config)

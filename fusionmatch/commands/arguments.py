@@ -1,0 +1,159 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Arguments that several commands share, and how a command line and a recipe become dataclasses."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from transformers import HfArgumentParser
+
+from ..catalogue import Intake, read_catalogue
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint or adapter: folder or Hub name. Without, the starter base is built and used."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Weights in float32, bfloat16, float16 or auto."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+
+
+@dataclass
+class LoraArguments:
+    """How the adapter is made."""
+
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scaling of LoRA; the change is times lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA layers."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get LoRA; defaults to the preset of the tower families."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
+    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
+    freeze_vision_model: bool = field(default=False, metadata={"help": "No LoRA in the vision tower."})
+    freeze_text_model: bool = field(default=False, metadata={"help": "No LoRA in the text tower."})
+
+
+@dataclass
+class DataArguments:
+    """Which catalogue, and how it is read."""
+
+    catalogue: str | None = field(
+        default=None,
+        metadata={"help": "CSV, TSV, JSONL or Parquet file, folder of pictures with metadata, or datasets name."},
+    )
+    train_file: list[str] | None = field(default=None, metadata={"help": "In place of catalogue: training file(s)."})
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Validation file(s)."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Test file(s)."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the picture; guessed."})
+    additional_images_column: str | None = field(default=None, metadata={"help": "Column of further pictures."})
+    caption_column: list[str] | None = field(
+        default=None, metadata={"help": "Column(s) of the text, joined."}
+    )
+    group_column: str | None = field(default=None, metadata={"help": "Column of the product (group); guessed."})
+    split_column: str | None = field(default=None, metadata={"help": "Column that says train, validation or test."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})
+    validation_size: float = field(default=0.1, metadata={"help": "Share of the products for validation."})
+    test_size: float = field(default=0.2, metadata={"help": "Share of the products held out for the report."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split; same seed, same split."})
+    max_samples: int | None = field(default=None, metadata={"help": "Read only so many rows."})
+
+    def __post_init__(self) -> None:
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        self.files = {split: paths for split, paths in files.items() if paths}
+        if bool(self.files) == (self.catalogue is not None):
+            raise ValueError(
+                "Name the catalogue: either `--catalogue PATH`, or `--train_file`, `--validation_file`, `--test_file`."
+            )
+
+    def read(self) -> Intake:
+        """Reads the catalogue that the arguments name."""
+        return read_catalogue(
+            self.files or self.catalogue,
+            image_column=self.image_column,
+            additional_images_column=self.additional_images_column,
+            caption_column=self.caption_column,
+            group_column=self.group_column,
+            split_column=self.split_column,
+            image_root=self.image_root,
+            max_samples=self.max_samples,
+        )
+
+    def split(self, intake: Intake) -> datasets.DatasetDict:
+        """Divides what was read."""
+        return intake.split(self.validation_size, self.test_size, self.split_seed)
+
+    @property
+    def name(self) -> str:
+        """The catalogue's name for titles."""
+        return self.catalogue or ", ".join(path for paths in self.files.values() for path in paths)
+
+
+class CommandParser(HfArgumentParser):
+    """[`~transformers.HfArgumentParser`] with `--config recipe.yaml` as TRL has it; unknown keys are errors."""
+
+    def __init__(self, dataclass_types: Any, command: str, positional: str | None = None) -> None:
+        super().__init__(dataclass_types, prog=f"fusionmatch {command}", allow_abbrev=False)
+        self.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of options; the command line wins.")
+        self.positional = positional
+        if positional:
+            self.usage = f"fusionmatch {command} {positional.upper()} [options]"
+
+    def parse(self, argv: list[str]) -> tuple[Any, ...]:
+        """
+        The dataclasses, filled from the recipe and the command line.
+
+        Raises:
+            `ValueError`: the recipe has keys that no option bears.
+        """
+        if self.positional and argv and not argv[0].startswith("-"):
+            argv = [f"--{self.positional}", *argv]
+        if "--config" in argv[:-1]:
+            self.set_defaults(**self._recipe(Path(argv[argv.index("--config") + 1])))
+        namespace = self.parse_args(argv)
+        del namespace.config
+        values = vars(namespace)
+        return tuple(
+            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init and f.name in values})
+            for kind in self.dataclass_types
+        )
+
+    def _recipe(self, path: Path) -> dict[str, Any]:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(recipe, dict):
+            raise ValueError(f"The recipe {path} must be a mapping of options to values, got {type(recipe).__name__}.")
+        known = {action.dest for action in self._actions}
+        unknown = sorted(set(recipe) - known)
+        if unknown:
+            raise ValueError(f"The recipe {path} has unknown keys: {', '.join(unknown)}. See {self.prog} --help.")
+        for action in self._actions:
+            if action.dest in recipe:
+                action.required = False
+        # YAML reads 1e-3 as text; argparse gives text defaults the option's type, so they go in as text.
+        return {
+            key: str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+            for key, value in recipe.items()
+        }

@@ -1,0 +1,124 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What `adapt` and `train` have in common: read, fit, show, report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
+from ..training import FusionMatchTrainingArguments, unwrap_model
+from ..training.pipeline import FitResult, check_output_dir, fit
+from .arguments import DataArguments, ModelArguments
+from .models import load_model
+
+
+def fit_and_report(
+    what: str,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: FusionMatchTrainingArguments,
+    peft_config: Callable[[Any], Any] | None = None,
+    freeze: Any = None,
+) -> None:
+    """Reads the catalogue, fits an adapter (`peft_config`) or a checkpoint, prints and writes the report."""
+    main_process = args.process_index == 0
+    check_output_dir(args.output_dir)
+    output_dir = Path(args.output_dir)
+    intake = data_args.read()
+    splits = data_args.split(intake)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if main_process:
+        print(intake.summary())
+        for name, split in splits.items():
+            print(f"  {name:<10} {len(split):>7,} pictures of {len(set(split['product'])):,} products")
+        if intake.quarantine:
+            print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
+    model, processor = load_model(model_args)
+    if unwrap_model(model) is not model:
+        raise ValueError(
+            f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`merge_and_unload`, "
+            "`save_pretrained`), then go on from the merged checkpoint."
+        )
+    if freeze is not None:
+        model.vision_model.requires_grad_(not freeze.freeze_vision_model)
+        model.text_model.requires_grad_(not freeze.freeze_text_model)
+    fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
+    result = fit(model, processor, splits, args, peft_config=None if peft_config is None else peft_config(model))
+    if not main_process:
+        return
+    if fresh:
+        print(
+            f"\nThe base was never trained on pairs ({', '.join(fresh)} are new): before is chance, and the {what} "
+            "carries these modules whole."
+        )
+    trained, total = result.trainable[-1][1:]
+    print(f"Trained {trained:,} of {total:,} parameters ({trained / total:.1%}) in {result.seconds:.0f} s.\n")
+    print(format_table(result.before, result.after))
+    queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"
+    held_out = f"{queries} on {len(set(splits['test']['product']))} products held out of training"
+    print(held_out + ".")
+    _print_searches(result, splits["test"])
+    report = write_report(
+        output_dir / "report.html",
+        f"FusionMatch {what}: {data_args.name}",
+        [
+            f"Measured by {held_out}.",
+            *intake.summary().splitlines(),
+            f"Trained {trained:,} of {total:,} parameters ({trained / total:.1%}) in {result.seconds:.0f} s on "
+            f"{len(splits['train']):,} pictures of {len(set(splits['train']['product'])):,} products.",
+            *(["The base was never trained on pairs: before is chance."] if fresh else []),
+        ],
+        result.before,
+        result.after,
+        result.before_embeddings,
+        result.after_embeddings,
+        splits["test"],
+    )
+    source = f"--catalogue {data_args.catalogue}" if data_args.catalogue else "--catalogue products.csv"
+    print(
+        f"\nReport with pictures: {report}\nThe {what} is in {output_dir}. Next:\n"
+        f'  fusionmatch search --model_name_or_path {output_dir} {source} --query "what to look for"\n'
+        f"  fusionmatch evaluate --model_name_or_path {output_dir} {source}\n"
+        "  fusionmatch adapt --catalogue your/products.csv       (your own catalogue; --help for every option)"
+    )
+
+
+def _print_searches(result: FitResult, dataset: datasets.Dataset, count: int = 3) -> None:
+    """A few text queries and one picture query of the test split with the products found."""
+    before, after = result.before_embeddings, result.after_embeddings
+    titles = [texts[0] for texts in dataset["texts"]]
+
+    def line(search: Search) -> str:
+        product = after.image_products[search.row]
+        found = []
+        for row in search.found[:count]:
+            mark = "✓ " if after.image_products[row] == product else ""
+            found.append(f"{mark}{after.image_products[row]} ({_short(titles[row], 44)})")
+        return "\n".join(f"      {i}. {item}" for i, item in enumerate(found, start=1))
+
+    searches = text_searches(before, after, top_k=count)
+    print("\nText queries among the held-out products (✓ = the right one):")
+    for search in searches[:: max(1, len(searches) // count)][:count]:
+        print(f"  “{_short(search.text or '', 90)}”\n{line(search)}")
+    pictures = image_searches(before, after, top_k=count)
+    shared = [s for s in pictures if after.image_products.count(after.image_products[s.row]) > 1]
+    for search in (shared or pictures)[:1]:
+        print(f"Picture query: {dataset[search.row]['image_id']}, {_short(titles[search.row], 60)}\n{line(search)}")
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,46 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`fusionmatch train`: heads and fusion branch (and towers) trained into a new base checkpoint."""
+
+from dataclasses import dataclass, field
+
+from ..training import FusionMatchTrainingArguments
+from .arguments import CommandParser, DataArguments, ModelArguments
+from .fitting import fit_and_report
+
+
+@dataclass
+class FreezeArguments:
+    """What does not train."""
+
+    freeze_vision_model: bool = field(
+        default=True, metadata={"help": "Keep the vision tower as it is; its features are computed once."}
+    )
+    freeze_text_model: bool = field(
+        default=True, metadata={"help": "Keep the text tower as it is; its features are computed once."}
+    )
+
+
+@dataclass
+class TrainTrainingArguments(FusionMatchTrainingArguments):
+    """Training arguments with defaults for a base on some thousand pictures."""
+
+    output_dir: str | None = field(default="fusionmatch-base", metadata={"help": "Folder for the new checkpoint."})
+
+
+def run(argv: list[str]) -> None:
+    """Trains a base."""
+    parser = CommandParser((ModelArguments, DataArguments, FreezeArguments, TrainTrainingArguments), "train")
+    model_args, data_args, freeze_args, args = parser.parse(argv)
+    fit_and_report("checkpoint", model_args, data_args, args, freeze=freeze_args)

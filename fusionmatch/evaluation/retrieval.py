@@ -1,0 +1,236 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Embeds a catalogue with a model and measures retrieval in both directions."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from .ranking import retrieval_metrics
+
+
+FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
+
+
+@dataclass
+class CatalogueEmbeddings:
+    """
+    Embeddings of a catalogue.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
+            One unit vector a row.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
+            One unit vector for each different text of a product.
+        image_products, text_products (`list[str]`):
+            The products that they belong to.
+        texts (`list[str]`):
+            The texts.
+    """
+
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
+    image_products: list[str]
+    text_products: list[str]
+    texts: list[str]
+
+
+def unique_texts(dataset: datasets.Dataset) -> tuple[list[str], list[str]]:
+    """The different texts of each product, in the order of their first row, and the products they belong to."""
+    seen = dict.fromkeys(
+        (text, product) for texts, product in zip(dataset["texts"], dataset["product"], strict=True) for text in texts
+    )
+    return [text for text, _ in seen], [product for _, product in seen]
+
+
+def _batches(rows: int, batch_size: int, description: str, disable_tqdm: bool) -> Iterable[range]:
+    with tqdm(total=rows, desc=description, disable=disable_tqdm, unit="row") as bar:
+        for first in range(0, rows, batch_size):
+            batch = range(first, min(first + batch_size, rows))
+            yield batch
+            bar.update(len(batch))
+
+
+@torch.no_grad()
+def embed_images(
+    model: nn.Module,
+    processor: Any,
+    images: Sequence[Any],
+    batch_size: int = 64,
+    disable_tqdm: bool = False,
+    vision_features: FeatureLookup | None = None,
+) -> torch.Tensor:
+    """
+    Embeds pictures.
+
+    Args:
+        model ([`FusionMatchModel`] or `PeftModel`):
+            The model; put into evaluation mode for the while.
+        processor ([`FusionMatchProcessor`]):
+            Its processor.
+        images (sequence of `PIL.Image.Image`):
+            Pictures of any mode and size; a `datasets` image column is decoded batch by batch.
+        batch_size (`int`, *optional*, defaults to 64):
+            Pictures at a time.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to leave out the progress bar.
+        vision_features (`Callable`, *optional*):
+            Cached tower features by index, in place of the pictures.
+
+    Returns:
+        `torch.FloatTensor` of shape `(images, projection_dim)`: unit vectors on the CPU.
+    """
+
+    def inputs(batch: range) -> dict[str, Any]:
+        if vision_features is not None:
+            return {"vision_features": vision_features(batch)}
+        pictures = [image.convert("RGB") for image in images[batch.start : batch.stop]]
+        return {
+            "pixel_values": processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(
+                model.dtype
+            )
+        }
+
+    return _embed(model, inputs, "image_embeds", len(images), batch_size, "Embedding pictures", disable_tqdm)
+
+
+@torch.no_grad()
+def embed_texts(
+    model: nn.Module,
+    processor: Any,
+    texts: Sequence[str],
+    batch_size: int = 256,
+    max_length: int | None = None,
+    disable_tqdm: bool = False,
+    text_features: FeatureLookup | None = None,
+) -> torch.Tensor:
+    """
+    Embeds texts; see [`embed_images`]. Texts beyond `max_length` tokens (default: the tokenizer's limit) are cut.
+
+    Returns:
+        `torch.FloatTensor` of shape `(texts, projection_dim)`: unit vectors on the CPU.
+    """
+
+    def inputs(batch: range) -> dict[str, Any]:
+        if text_features is not None:
+            return {"text_features": text_features(batch)}
+        return dict(
+            processor.tokenizer(
+                list(texts[batch.start : batch.stop]),
+                padding=True,
+                truncation=True,
+                max_length=max_length,
+                return_tensors="pt",
+            )
+        )
+
+    return _embed(model, inputs, "text_embeds", len(texts), batch_size, "Embedding texts", disable_tqdm)
+
+
+def _embed(
+    model: nn.Module,
+    inputs: Callable[[range], dict[str, Any]],
+    name: str,
+    rows: int,
+    batch_size: int,
+    description: str,
+    disable_tqdm: bool,
+) -> torch.Tensor:
+    was_training = model.training
+    model.eval()
+    embeds = []
+    for batch in _batches(rows, batch_size, description, disable_tqdm):
+        moved = {
+            key: value.to(model.device)
+            if isinstance(value, torch.Tensor)
+            else FusionMatchTowerFeatures(
+                pooled=value.pooled.to(model.device),
+                levels=tuple(level.to(model.device) for level in value.levels),
+                attention_mask=None if value.attention_mask is None else value.attention_mask.to(model.device),
+            )
+            for key, value in inputs(batch).items()
+        }
+        embeds.append(getattr(model(**moved), name).float().cpu())
+    model.train(was_training)
+    return torch.cat(embeds)
+
+
+def embed_catalogue(
+    model: nn.Module,
+    processor: Any,
+    dataset: datasets.Dataset,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    disable_tqdm: bool = False,
+    vision_features: FeatureLookup | None = None,
+    text_features: FeatureLookup | None = None,
+) -> CatalogueEmbeddings:
+    """
+    Embeds the pictures of a catalogue split and the different texts of its products.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Rows with `image`, `texts` and `product`.
+        vision_features, text_features (`Callable`, *optional*):
+            Cached tower features by row, and by index into [`unique_texts`].
+
+    The other arguments are those of [`embed_images`] and [`embed_texts`].
+    """
+    texts, text_products = unique_texts(dataset)
+    return CatalogueEmbeddings(
+        image_embeds=embed_images(model, processor, dataset["image"], batch_size, disable_tqdm, vision_features),
+        text_embeds=embed_texts(model, processor, texts, 4 * batch_size, max_length, disable_tqdm, text_features),
+        image_products=list(dataset["product"]),
+        text_products=text_products,
+        texts=texts,
+    )
+
+
+def evaluate_retrieval(
+    model: nn.Module, processor: Any, dataset: datasets.Dataset, ks: Sequence[int] = (1, 5, 10), **kwargs: Any
+) -> dict[str, float]:
+    """
+    Retrieval metrics of a model on a catalogue split, pictures to texts and texts to pictures.
+
+    Args:
+        model ([`FusionMatchModel`] or `PeftModel`):
+            The model.
+        processor ([`FusionMatchProcessor`]):
+            Its processor.
+        dataset (`datasets.Dataset`):
+            Rows with `image`, `texts` and `product`; a picture and a text are relevant to each other if their product
+            is the same.
+        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
+            Ranks for recall.
+        kwargs:
+            Passed to [`embed_catalogue`].
+
+    Returns:
+        `dict[str, float]`: see [`~fusionmatch.evaluation.ranking.retrieval_metrics`].
+    """
+    embeddings = embed_catalogue(model, processor, dataset, **kwargs)
+    return retrieval_metrics(
+        embeddings.image_embeds,
+        embeddings.text_embeds,
+        embeddings.image_products,
+        embeddings.text_products,
+        ks=tuple(ks),
+    )

@@ -1,0 +1,109 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Loading of checkpoints and adapters, with a check that an adapter meets the base that it was made on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .configuration_fusionmatch import FusionMatchConfig
+
+
+FINGERPRINT_FILE = "fusionmatch_base.json"
+
+
+def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
+    """
+    Hex digest (32 characters) of a model's weights. By default adapters do not count: a `PeftModel` has the
+    fingerprint of its base.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if not with_adapter and (".modules_to_save." in name or ".lora_" in name):
+            continue
+        name = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        tensors[name] = tensor
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_fingerprint(folder: str | Path, base: str, base_fingerprint: str) -> None:
+    """Notes in an adapter's folder which base it was made on."""
+    content = {"base_model_name_or_path": base, "fingerprint": base_fingerprint}
+    (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_pretrained(model_name_or_path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
+    """
+    Loads a FusionMatch checkpoint, or an adapter together with its base, and the processor.
+
+    Args:
+        model_name_or_path (`str` or `Path`):
+            Folder or Hub name of a checkpoint or of an adapter.
+        kwargs:
+            Passed to `AutoModel.from_pretrained`: `dtype`, `revision`, `attn_implementation`, ...
+
+    Returns:
+        `tuple`: the [`FusionMatchModel`] or, for an adapter, a `PeftModel` around it, in evaluation mode; and the
+        [`FusionMatchProcessor`].
+
+    Raises:
+        `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
+        `ValueError`: it holds another kind of model, or the adapter was made on a base with other weights.
+    """
+    path = Path(model_name_or_path)
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise FileNotFoundError(
+            f"{path} has neither `config.json` (a checkpoint) nor `adapter_config.json` (an adapter)."
+        )
+    if (path / "adapter_config.json").is_file():
+        return _load_adapter(path, **kwargs)
+    config = AutoConfig.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
+    if not isinstance(config, FusionMatchConfig):
+        FusionMatchConfig.from_dict(config.to_dict())  # raises the worded error
+    model = AutoModel.from_pretrained(model_name_or_path, **kwargs)
+    return model.eval(), AutoProcessor.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
+
+
+def _load_adapter(path: Path, **kwargs: Any) -> tuple[nn.Module, Any]:
+    from peft import PeftConfig, PeftModel
+
+    base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if not base_path:
+        raise ValueError(
+            f"The adapter {path} does not say which base it belongs to. Save the base with `save_pretrained` and put "
+            "its path as `base_model_name_or_path` into `adapter_config.json`."
+        )
+    kwargs.pop("revision", None)  # of the adapter, not of the base
+    base, processor = load_pretrained(base_path, **kwargs)
+    note = path / FINGERPRINT_FILE
+    if note.is_file():
+        wanted, found = json.loads(note.read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
+        # A base loaded in another precision has other bytes but is no other base.
+        if wanted != found and base.dtype == torch.float32:
+            raise ValueError(
+                f"The adapter {path} was made on a base with the fingerprint {wanted}, but {base_path} has {found}. "
+                "Load it on the base that it was made on, or adapt anew."
+            )
+    if (path / "processor_config.json").is_file():
+        processor = AutoProcessor.from_pretrained(path)
+    return PeftModel.from_pretrained(base, path).eval(), processor

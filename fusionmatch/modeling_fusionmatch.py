@@ -1,0 +1,693 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch FusionMatch model."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_fusionmatch import FusionMatchConfig
+from .modeling_fusionmatch_branch import (
+    FusionMatchBranch,
+    FusionMatchLevelPooling,
+    FusionMatchParameterisedFusion,
+    FusionMatchTowerFeatures,
+    l2_normalize,
+)
+from .towers_fusionmatch import (
+    accepted,
+    build_tower,
+    check_text_tower,
+    has_optional_pooler,
+    has_pooler,
+    level_tokens,
+    pool_tokens,
+    probe_vision_tower,
+    select_levels,
+    tower_class,
+    wanted_hidden_states,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+def image_text_contrastive_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
+    r"""
+    Symmetric InfoNCE with any number of positives, mean over texts and over images.
+
+    Each row's target is uniform over its positives (soft targets), so that the variants and further pictures of a
+    product are never its negatives. With one positive a row it is CLIP's loss (arXiv 2103.00020, figure 3).
+
+    Args:
+        logits_per_text (`torch.Tensor` of shape `(texts, images)`):
+            Scaled similarities.
+        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True where text and image belong together. Defaults to the diagonal. Rows (or columns) without a positive
+            do not count.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar.
+    """
+    if positives is None:
+        positives = torch.eye(*logits_per_text.shape, dtype=torch.bool, device=logits_per_text.device)
+
+    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+        targets = positives.to(logits.dtype)
+        count = targets.sum(dim=1)
+        cross_entropy = -(nn.functional.log_softmax(logits, dim=1) * targets).sum(dim=1) / count.clamp(min=1)
+        return cross_entropy.sum() / (count > 0).sum().clamp(min=1)
+
+    return (one_way(logits_per_text, positives) + one_way(logits_per_text.t(), positives.t())) / 2
+
+
+@dataclass
+class FusionMatchTowerOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`FusionMatchModel.get_image_features`] and [`FusionMatchModel.get_text_features`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor`):
+            Last hidden state of the tower; `(batch, tokens, channels)`, or `(batch, channels, height, width)`.
+        pooler_output (`torch.FloatTensor` of shape `(batch, projection_dim)`):
+            The embedding before L2 normalisation.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
+            Hidden states of the tower.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Attention weights of the tower, where it has any.
+        base_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`):
+            Output of the plain path, before normalisation.
+        fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
+            Output of the fusion branch before the gate, unit length. `None` for a model without fusion.
+        fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
+            Share of each feature level in the fused vector; rows sum to 1.
+        fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels.
+        level_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            For each level the weights `(batch, heads, tokens)` by which its tokens are pooled.
+    """
+
+    base_embeds: torch.FloatTensor | None = None
+    fused_embeds: torch.FloatTensor | None = None
+    fusion_weights: torch.FloatTensor | None = None
+    fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
+    level_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusionMatchOutput(ModelOutput):
+    """
+    Output of [`FusionMatchModel.forward`]. Fields of a modality that was not given are `None`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `return_loss=True`):
+            Contrastive loss of image-text similarity.
+        logits_per_image (`torch.FloatTensor` of shape `(images, texts)`):
+            Scaled cosine similarities.
+        logits_per_text (`torch.FloatTensor` of shape `(texts, images)`):
+            The same, transposed.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
+            Text embeddings, unit length.
+        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
+            Image embeddings, unit length.
+        text_model_output ([`FusionMatchTowerOutput`]):
+            What [`FusionMatchModel.get_text_features`] returned.
+        vision_model_output ([`FusionMatchTowerOutput`]):
+            What [`FusionMatchModel.get_image_features`] returned.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_model_output: FusionMatchTowerOutput | None = None
+    vision_model_output: FusionMatchTowerOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class FusionMatchHead(nn.Module):
+    """The plain path: pooled tower features (batch, tower_size) -> embedding (batch, projection_dim)."""
+
+    def __init__(self, config: FusionMatchConfig, tower_size: int) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(tower_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(tower_size, config.base_head_dim)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.base_head_dropout)
+        self.fc2 = nn.Linear(config.base_head_dim, config.projection_dim)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(pooled)))))
+
+
+class FusionMatchSimilarity(nn.Module):
+    """Scale and bias of the similarity. A module of its own, so that LoRA's `modules_to_save` can train it."""
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__()
+        # Shape (1,) rather than a scalar: FSDP2 refuses parameters without dimensions.
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1)) if config.logit_bias_init_value is not None else None
+        self.max_log_scale = math.inf if config.max_logit_scale is None else math.log(config.max_logit_scale)
+
+    def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (texts, p) and (images, p) -> logits (texts, images)."""
+        scale = self.logit_scale.clamp(max=self.max_log_scale).exp()
+        logits = text_embeds @ image_embeds.t().to(text_embeds.device) * scale.to(text_embeds.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(text_embeds.device)
+
+
+def _build_head(config: FusionMatchConfig, tower: str, tower_size: int) -> nn.Module:
+    if config.base_head == "mlp":
+        return FusionMatchHead(config, tower_size)
+    if config.base_head == "linear":
+        return nn.Linear(tower_size, config.projection_dim, bias=False)
+    if tower_size != config.projection_dim:
+        raise ValueError(
+            f'`base_head="none"` takes the {tower} tower\'s pooled features as embedding, so `projection_dim` '
+            f'({config.projection_dim}) must equal their size ({tower_size}). Set it so, or use `base_head="linear"`.'
+        )
+    return nn.Identity()
+
+
+class FusionMatchPreTrainedModel(PreTrainedModel):
+    """Handles weights initialisation, and downloading and loading of checkpoints."""
+
+    config: FusionMatchConfig
+    base_model_prefix = "fusionmatch"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FusionMatchLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, FusionMatchBranch):
+            init.normal_(module.level_embeddings, std=std)
+            init.constant_(module.gate, self.config.gate_init_value)
+        elif isinstance(module, FusionMatchLevelPooling):
+            init.normal_(module.query, std=std)
+        elif isinstance(module, FusionMatchParameterisedFusion) and module.mode == "weighted_sum":
+            init.zeros_(module.weight)
+        elif isinstance(module, FusionMatchSimilarity):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+
+class FusionMatchModel(FusionMatchPreTrainedModel):
+    r"""
+    Matches pictures and texts in one embedding space. For each modality
+
+        embedding = normalise(base + tanh(g) * fused)
+
+    where `base` is the plain path (pooled tower features through a head; on CLIP or SigLIP towers their own
+    embedding), `fused` the fusion branch (several levels of the tower through multi-head self-attention, pooled by a
+    learned query a level, fused by learned shares) scaled to the length of `base`, and g a gate that starts at 0: a
+    model that was just put together equals its plain path, and all that the branch adds is learned.
+
+    The method follows arXiv 2412.19184; `docs/architecture.md` says which parts of it the paper leaves open.
+
+    Args:
+        config ([`FusionMatchConfig`]):
+            Configuration. Builds towers with random weights; see [`~FusionMatchModel.from_vision_text_pretrained`] and
+            [`~FusionMatchModel.from_dual_encoder_pretrained`] for trained ones.
+
+    Raises:
+        `ValueError`: a tower type that `AutoModel` cannot build, a level that a tower has not, or a head that does not
+        fit the tower.
+    """
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__(config)
+        self.vision_model = build_tower(config.vision_config, config.vision_pooling)
+        self.text_model = build_tower(config.text_config, config.text_pooling)
+        check_text_tower(config, self.text_model)
+        self._vision_arguments = accepted(self.vision_model, "interpolate_pos_encoding")
+        self._text_arguments = accepted(self.text_model, "token_type_ids", "position_ids")
+
+        vision_size, level_sizes = probe_vision_tower(config)
+        if config.vision_level_sizes is None:
+            config.vision_level_sizes = level_sizes
+        text_size = config.text_config.hidden_size
+        if config.text_pooling == "pooler":
+            text_size = getattr(config.text_config, "projection_size", None) or text_size
+        self.vision_head = _build_head(config, "vision", vision_size)
+        self.text_head = _build_head(config, "text", text_size)
+        self.vision_fusion = FusionMatchBranch(config, level_sizes) if level_sizes else None
+        text_level_sizes = [config.text_config.hidden_size] * len(config.text_feature_levels)
+        self.text_fusion = FusionMatchBranch(config, text_level_sizes) if text_level_sizes else None
+        self.similarity = FusionMatchSimilarity(config)
+
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def train(self, mode: bool = True) -> "FusionMatchModel":
+        """
+        Like [`~torch.nn.Module.train`], but frozen parts of the towers stay in evaluation mode: a tower without any
+        trainable parameter as a whole (its features then do not depend on the step), and batch normalisations with
+        frozen weights (their running statistics belong to those weights).
+        """
+        super().train(mode)
+        for tower in (self.vision_model, self.text_model):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+            for module in tower.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    if module.weight is not None and not module.weight.requires_grad:
+                        module.eval()
+        return self
+
+    def _wants(self, name: str, kwargs: dict[str, Any]) -> Any:
+        value = kwargs.get(name)
+        return getattr(self.config, name) if value is None else value
+
+    def _check_attentions(self, kwargs: dict[str, Any]) -> bool:
+        wanted = self._wants("output_attentions", kwargs)
+        if wanted and self.config._attn_implementation != "eager":  # trf-ignore: TRF051 - a worded error, no dispatch
+            raise ValueError(
+                f'`output_attentions=True` needs `attn_implementation="eager"`; the model runs '
+                f'"{self.config._attn_implementation}", which does not keep attention weights. Call '
+                '`model.set_attn_implementation("eager")` first.'
+            )
+        return bool(wanted)
+
+    def _hidden_states_needed(self, levels: list[int], kwargs: dict[str, Any]) -> bool:
+        return any(level != -1 for level in levels) or bool(self._wants("output_hidden_states", kwargs))
+
+    def _vision_tower(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[FusionMatchTowerFeatures, ModelOutput]:
+        interpolate = kwargs.pop("interpolate_pos_encoding", None)
+        if interpolate is not None and "interpolate_pos_encoding" in self._vision_arguments:
+            kwargs["interpolate_pos_encoding"] = interpolate
+        config = self.config
+        kwargs["output_hidden_states"] = self._hidden_states_needed(config.vision_feature_levels, kwargs)
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        levels = select_levels(
+            config.vision_feature_levels, outputs.last_hidden_state, outputs.get("hidden_states"), "vision"
+        )
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        features = FusionMatchTowerFeatures(
+            pooled=pool_tokens(outputs, None, config.vision_pooling, "vision"),
+            levels=tuple(level_tokens(level, config.max_level_tokens, image_size) for level in levels),
+        )
+        return features, outputs
+
+    def _text_tower(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[FusionMatchTowerFeatures, ModelOutput]:
+        for name in ("token_type_ids", "position_ids"):
+            value = kwargs.pop(name, None)
+            if value is not None and name in self._text_arguments:
+                kwargs[name] = value
+        kwargs["output_hidden_states"] = self._hidden_states_needed(self.config.text_feature_levels, kwargs)
+        outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        levels = select_levels(
+            self.config.text_feature_levels, outputs.last_hidden_state, outputs.get("hidden_states"), "text"
+        )
+        features = FusionMatchTowerFeatures(
+            pooled=pool_tokens(outputs, attention_mask, self.config.text_pooling, "text"),
+            levels=tuple(levels),
+            attention_mask=attention_mask,
+        )
+        return features, outputs
+
+    @torch.no_grad()
+    def encode_tower(self, **inputs: torch.Tensor) -> FusionMatchTowerFeatures:
+        """
+        Features of one tower, without the trainable rest: what a frozen tower's cache keeps.
+
+        Args:
+            inputs:
+                `pixel_values` of shape (batch, channels, height, width), or `input_ids` and `attention_mask` of shape
+                (batch, length), with `token_type_ids` and `position_ids` where the tower takes them.
+
+        Returns:
+            [`FusionMatchTowerFeatures`]: to be passed to [`~FusionMatchModel.forward`] as `vision_features` or
+            `text_features`.
+        """
+        if "pixel_values" in inputs:
+            return self._vision_tower(**inputs)[0]
+        return self._text_tower(inputs.pop("input_ids"), inputs.pop("attention_mask", None), **inputs)[0]
+
+    def _embed(
+        self,
+        features: FusionMatchTowerFeatures,
+        outputs: ModelOutput | None,
+        head: nn.Module,
+        branch: FusionMatchBranch | None,
+        hidden_states_wanted: bool | int | list[int],
+        attentions_wanted: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusionMatchTowerOutput:
+        """Plain path plus gated branch: model.md's `base + tanh(g) * fused`, with `fused` as long as `base`."""
+        base = head(features.pooled.to(self.similarity.logit_scale.dtype))
+        embeds, fused, shares, attentions, pooling_weights = base, None, None, None, None
+        if branch is not None:
+            fused, gate, shares, attentions, pooling_weights = branch(features, **kwargs)
+            embeds = base + gate * base.norm(dim=-1, keepdim=True) * fused
+        return FusionMatchTowerOutput(
+            last_hidden_state=None if outputs is None else outputs.last_hidden_state,
+            pooler_output=embeds,
+            hidden_states=None if outputs is None else wanted_hidden_states(outputs, hidden_states_wanted),
+            attentions=outputs.get("attentions") if outputs is not None and attentions_wanted else None,
+            base_embeds=base,
+            fused_embeds=fused,
+            fusion_weights=shares,
+            fusion_attentions=attentions if attentions_wanted else None,
+            level_attentions=pooling_weights if attentions_wanted else None,
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        text_features: FusionMatchTowerFeatures | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        Embeds texts.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Token ids.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
+                1 for tokens, 0 for padding.
+            token_type_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Segment ids, passed on where the text tower takes them.
+            position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Positions, passed on where the text tower takes them.
+            text_features ([`FusionMatchTowerFeatures`], *optional*):
+                The tower's features, computed earlier by [`~FusionMatchModel.encode_tower`], in place of token ids.
+
+        Returns:
+            [`FusionMatchTowerOutput`]: `pooler_output` is the embedding before L2 normalisation.
+        """
+        hidden_states_wanted = self._wants("output_hidden_states", kwargs)
+        attentions_wanted = self._check_attentions(kwargs)
+        outputs = None
+        if text_features is None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            text_features, outputs = self._text_tower(
+                input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
+            )
+        return self._embed(
+            text_features, outputs, self.text_head, self.text_fusion, hidden_states_wanted, attentions_wanted, **kwargs
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        vision_features: FusionMatchTowerFeatures | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        Embeds pictures.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`, *optional*):
+                Pictures as the image processor gives them.
+            interpolate_pos_encoding (`bool`, *optional*):
+                Whether to interpolate the position encodings to another picture size, where the vision tower can.
+            vision_features ([`FusionMatchTowerFeatures`], *optional*):
+                The tower's features, computed earlier by [`~FusionMatchModel.encode_tower`], in place of pixels.
+
+        Returns:
+            [`FusionMatchTowerOutput`]: `pooler_output` is the embedding before L2 normalisation.
+        """
+        hidden_states_wanted = self._wants("output_hidden_states", kwargs)
+        attentions_wanted = self._check_attentions(kwargs)
+        outputs = None
+        if vision_features is None:
+            vision_features, outputs = self._vision_tower(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
+        return self._embed(
+            vision_features,
+            outputs,
+            self.vision_head,
+            self.vision_fusion,
+            hidden_states_wanted,
+            attentions_wanted,
+            **kwargs,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        vision_features: FusionMatchTowerFeatures | None = None,
+        text_features: FusionMatchTowerFeatures | None = None,
+        product_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusionMatchOutput:
+        r"""
+        Embeds pictures, texts or both, and compares them.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*):
+                Token ids.
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
+                Pictures as the image processor gives them.
+            attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*):
+                1 for tokens, 0 for padding.
+            token_type_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*):
+                Segment ids, passed on where the text tower takes them.
+            position_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*):
+                Positions, passed on where the text tower takes them.
+            interpolate_pos_encoding (`bool`, *optional*):
+                Whether to interpolate the position encodings to another picture size, where the vision tower can.
+            vision_features ([`FusionMatchTowerFeatures`], *optional*):
+                Features from [`~FusionMatchModel.encode_tower`] in place of `pixel_values`.
+            text_features ([`FusionMatchTowerFeatures`], *optional*):
+                Features from [`~FusionMatchModel.encode_tower`] in place of `input_ids`.
+            product_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*):
+                Product (group) of each pair for the loss: pictures and texts of one product are all positives.
+            return_loss (`bool`, *optional*):
+                Whether to return the contrastive loss; the i-th picture and the i-th text are then a pair.
+
+        Returns:
+            [`FusionMatchOutput`]
+
+        Raises:
+            `ValueError`: neither pictures nor texts are given, a loss is asked for with one of them missing or with
+            unequal numbers, or attention weights are asked for from an implementation that keeps none.
+        """
+        has_text = input_ids is not None or text_features is not None
+        has_image = pixel_values is not None or vision_features is not None
+        if not has_text and not has_image:
+            raise ValueError("Pass `pixel_values` (pictures), `input_ids` (texts) or both; got neither.")
+
+        image_embeds, text_embeds, vision_outputs, text_outputs = None, None, None, None
+        if has_image:
+            vision_outputs = self.get_image_features(
+                pixel_values, interpolate_pos_encoding, vision_features, return_dict=True, **kwargs
+            )
+            image_embeds = l2_normalize(vision_outputs.pooler_output)
+        if has_text:
+            text_outputs = self.get_text_features(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                text_features,
+                return_dict=True,
+                **kwargs,
+            )
+            text_embeds = l2_normalize(text_outputs.pooler_output)
+
+        logits_per_text, loss = None, None
+        if has_image and has_text:
+            logits_per_text = self.similarity(text_embeds, image_embeds)
+        if return_loss:
+            if logits_per_text is None or logits_per_text.shape[0] != logits_per_text.shape[1]:
+                raise ValueError(
+                    f"`return_loss=True` needs as many pictures as texts, got "
+                    f"{0 if image_embeds is None else len(image_embeds)} pictures and "
+                    f"{0 if text_embeds is None else len(text_embeds)} texts."
+                )
+            positives = None if product_ids is None else product_ids[:, None] == product_ids[None, :]
+            loss = image_text_contrastive_loss(logits_per_text, positives)
+        return FusionMatchOutput(
+            loss=loss,
+            logits_per_image=None if logits_per_text is None else logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision_model_name_or_path: str, text_model_name_or_path: str, **kwargs: Any
+    ) -> "FusionMatchModel":
+        r"""
+        Puts a model together from a pretrained vision encoder and a pretrained text encoder. Heads and fusion branch
+        are new and have to be trained.
+
+        Args:
+            vision_model_name_or_path (`str`):
+                Vision encoder: a name on the Hub or a folder. Of a model with two towers (CLIP, SigLIP) the vision
+                tower is taken.
+            text_model_name_or_path (`str`):
+                Text encoder, likewise.
+            kwargs:
+                Settings of [`FusionMatchConfig`]. Those that begin with `vision_` or `text_` and are not settings of
+                it (`vision_revision`, `text_dtype`, ...) go to the loading of that tower, or into its configuration,
+                without the prefix.
+
+        Returns:
+            [`FusionMatchModel`]: in evaluation mode.
+
+        Example:
+
+        ```python
+        >>> from fusionmatch import FusionMatchModel
+
+        >>> model = FusionMatchModel.from_vision_text_pretrained("google/vit-base-patch16-224", "bert-base-uncased")
+        ```"""
+        names = {"vision": vision_model_name_or_path, "text": text_model_name_or_path}
+        towers, settings = {}, dict(kwargs)
+        for tower, name in names.items():
+            prefix = f"{tower}_"
+            loading = {
+                key.removeprefix(prefix): settings.pop(key)
+                for key in kwargs
+                if key.startswith(prefix) and not hasattr(FusionMatchConfig, key)
+            }
+            tower_config, unused = AutoConfig.from_pretrained(name, **loading, return_unused_kwargs=True)
+            # What became a setting of the tower's configuration is no argument of its loading any more.
+            loading = {key: value for key, value in loading.items() if key in unused or not hasattr(tower_config, key)}
+            tower_config = getattr(tower_config, f"{tower}_config", None) or tower_config
+            # A pooler that comes as an option (BERT, ViT) is trained for another task or not at all.
+            optional_pooler = has_optional_pooler(tower_config)
+            pooling = settings.get(f"{tower}_pooling", "mean" if optional_pooler else None)
+            if optional_pooler and pooling != "pooler":
+                loading["add_pooling_layer"] = False
+            towers[tower] = tower_class(tower_config).from_pretrained(name, config=tower_config, **loading)
+            settings[f"{tower}_pooling"] = pooling or ("pooler" if has_pooler(towers[tower]) else "mean")
+        config = FusionMatchConfig(
+            vision_config=towers["vision"].config, text_config=towers["text"].config, **settings
+        )
+        model = cls(config)
+        model.vision_model.load_state_dict(towers["vision"].state_dict())
+        model.text_model.load_state_dict(towers["text"].state_dict())
+        config.untrained_modules = [name for name, _ in model.named_children() if not name.endswith("_model")]
+        logger.warning(
+            "Heads, fusion branch and similarity of this FusionMatch model are newly initialised. Train it before use."
+        )
+        return model.eval()
+
+    @classmethod
+    def from_dual_encoder_pretrained(cls, model_name_or_path: str, **kwargs: Any) -> "FusionMatchModel":
+        r"""
+        Takes over both towers, projections and similarity of an aligned model (CLIP, SigLIP and their kin). The result
+        equals that model until the fusion branch is trained.
+
+        Args:
+            model_name_or_path (`str`):
+                The model: a name on the Hub or a folder.
+            kwargs:
+                Settings of [`FusionMatchConfig`].
+
+        Returns:
+            [`FusionMatchModel`]: in evaluation mode.
+
+        Raises:
+            `ValueError`: the model has no two towers.
+
+        Example:
+
+        ```python
+        >>> from fusionmatch import FusionMatchModel
+
+        >>> model = FusionMatchModel.from_dual_encoder_pretrained("google/siglip-base-patch16-224")
+        ```"""
+        base = AutoModel.from_pretrained(model_name_or_path)
+        if not all(hasattr(base, name) for name in ("vision_model", "text_model", "logit_scale")):
+            raise ValueError(
+                f"`{model_name_or_path}` is a `{base.config.model_type}` model without two aligned towers. For two "
+                "separate encoders use `FusionMatchModel.from_vision_text_pretrained`."
+            )
+        projected = hasattr(base, "visual_projection")
+        bias = getattr(base, "logit_bias", None)
+        scale = base.logit_scale.detach().float().exp().max().item()
+        settings = {
+            "base_head": "linear" if projected else "none",
+            "projection_dim": base.visual_projection.out_features
+            if projected
+            else base.config.text_config.hidden_size,
+            "vision_pooling": "pooler",
+            "text_pooling": "pooler",
+            "logit_bias_init_value": None if bias is None else bias.detach().float().max().item(),
+            "max_logit_scale": max(100.0, math.ceil(scale)),
+        }
+        config = FusionMatchConfig(
+            vision_config=base.config.vision_config, text_config=base.config.text_config, **(settings | kwargs)
+        )
+        model = cls(config).to(base.dtype)
+        model.vision_model.load_state_dict(base.vision_model.state_dict())
+        model.text_model.load_state_dict(base.text_model.state_dict())
+        if projected:
+            model.vision_head.load_state_dict(base.visual_projection.state_dict())
+            model.text_head.load_state_dict(base.text_projection.state_dict())
+        similarity = {"logit_scale": base.logit_scale.detach().reshape(1)}
+        if bias is not None:
+            similarity["logit_bias"] = bias.detach().reshape(1)
+        model.similarity.load_state_dict(similarity)
+        config.untrained_modules = [name for name, _ in model.named_children() if name.endswith("_fusion")]
+        return model.eval()
+
+
+__all__ = ["FusionMatchModel", "FusionMatchPreTrainedModel", "image_text_contrastive_loss"]

@@ -1,0 +1,250 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fusion branch of the PyTorch FusionMatch model: feature levels, multi-head attention, parameterised fusion."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+
+from .configuration_fusionmatch import FusionMatchConfig
+
+
+@dataclass
+class FusionMatchTowerFeatures(ModelOutput):
+    """
+    What a tower gives to the rest of the model. A frozen tower's features can be computed once, kept, and passed to
+    [`FusionMatchModel.forward`] in place of pixels and token ids.
+
+    Args:
+        pooled (`torch.FloatTensor` of shape `(batch, tower_size)`):
+            The tower's pooled features, input of the plain path.
+        levels (`tuple(torch.FloatTensor)` of shapes `(batch, tokens, channels)`):
+            Tokens of each feature level, vision levels already pooled to at most `max_level_tokens`.
+        attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+            1 for tokens, 0 for padding. Texts only; holds for each level.
+    """
+
+    pooled: torch.FloatTensor | None = None
+    levels: tuple[torch.FloatTensor, ...] | None = None
+    attention_mask: torch.Tensor | None = None
+
+
+def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
+    """Unit vectors along the last dimension; the small floor keeps a zero vector finite."""
+    return embeds / embeds.norm(p=2, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention (arXiv 1706.03762, equation 1) that also returns its weights."""
+    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    return torch.matmul(attn_weights, value).transpose(1, 2).contiguous(), attn_weights
+
+
+class FusionMatchAttention(nn.Module):
+    """Multi-head self-attention over the tokens of all feature levels of one picture or text."""
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        heads_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(attn_output.reshape(*input_shape, -1).contiguous()), attn_weights
+
+
+class FusionMatchLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = FusionMatchAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attn_output, attn_weights = self.self_attn(self.layer_norm1(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attn_output)
+        feed_forward = self.fc2(self.activation_fn(self.fc1(self.layer_norm2(hidden_states))))
+        return hidden_states + self.dropout(feed_forward), attn_weights
+
+
+class FusionMatchLevelPooling(nn.Module):
+    """Pools the tokens of one level by multi-head attention from a learned query."""
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, tokens, d) and (batch, tokens) -> level vector (batch, d) and weights (batch, heads, tokens)."""
+        batch, length, size = tokens.shape
+        heads = self.layer_norm(tokens).view(batch, length, self.num_heads, -1)
+        scores = torch.einsum("bthc,hc->bht", heads, self.query.view(self.num_heads, -1))
+        scores = scores.float() / math.sqrt(size // self.num_heads)
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None, :] == 0, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1).to(tokens.dtype)
+        return torch.einsum("bht,bthc->bhc", weights, heads).reshape(batch, size), weights
+
+
+class FusionMatchParameterisedFusion(nn.Module):
+    r"""
+    Fuses K vectors into one with learned shares (arXiv 2412.19184 names a parameterised feature fusion; its formulas
+    could not be had, so each reading is a mode):
+
+    - `"weighted_sum"`: sum of the vectors with softmax weights, K parameters.
+    - `"gated"`: the same with weights predicted from the vectors themselves, for each example.
+    - `"concat"`: a linear map of the concatenated vectors; the share reported is that of each part's norm.
+    """
+
+    def __init__(self, config: FusionMatchConfig, num_vectors: int) -> None:
+        super().__init__()
+        self.mode = config.fusion_mode
+        if self.mode == "weighted_sum":
+            self.weight = nn.Parameter(torch.empty(num_vectors))
+        elif self.mode == "gated":
+            self.gate = nn.Linear(num_vectors * config.hidden_size, num_vectors)
+        else:
+            self.parts = nn.ModuleList(
+                nn.Linear(config.hidden_size, config.hidden_size, bias=i == 0) for i in range(num_vectors)
+            )
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, K, d) -> fused (batch, d) and shares (batch, K) that sum to 1."""
+        if self.mode == "concat":
+            parts = torch.stack([part(vectors[:, i]) for i, part in enumerate(self.parts)], dim=1)
+            norms = parts.detach().float().norm(dim=-1)
+            return parts.sum(dim=1), norms / norms.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        if self.mode == "weighted_sum":
+            weights = self.weight.float().softmax(dim=0).expand(vectors.shape[0], -1)
+        else:
+            weights = self.gate(vectors.flatten(1)).float().softmax(dim=-1)
+        return (weights.to(vectors.dtype)[:, :, None] * vectors).sum(dim=1), weights
+
+
+class FusionMatchBranch(nn.Module):
+    """The fusion branch of one modality: feature levels -> self-attention -> level vectors -> fusion -> gate."""
+
+    def __init__(self, config: FusionMatchConfig, level_sizes: list[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.level_norms = nn.ModuleList(nn.LayerNorm(size, eps=config.layer_norm_eps) for size in level_sizes)
+        self.level_projections = nn.ModuleList(nn.Linear(size, config.hidden_size) for size in level_sizes)
+        self.level_embeddings = nn.Parameter(torch.empty(len(level_sizes), config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(FusionMatchLayer(config) for _ in range(config.num_hidden_layers))
+        self.level_poolings = nn.ModuleList(FusionMatchLevelPooling(config) for _ in level_sizes)
+        self.fusion = FusionMatchParameterisedFusion(config, len(level_sizes))
+        self.projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.gate = nn.Parameter(torch.empty(1))
+
+    def forward(
+        self, features: FusionMatchTowerFeatures, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple, tuple]:
+        """
+        Returns the fused vector (batch, projection_dim; unit length), the gate's opening tanh(g) in (-1, 1), the
+        shares (batch, levels) and the attentions.
+        """
+        dtype = self.projection.weight.dtype
+        projected = [
+            projection(norm(level.to(dtype))) + self.level_embeddings[i]
+            for i, (norm, projection, level) in enumerate(
+                zip(self.level_norms, self.level_projections, features.levels, strict=True)
+            )
+        ]
+        lengths = [level.shape[1] for level in projected]
+        hidden_states = self.dropout(torch.cat(projected, dim=1))
+        mask = features.attention_mask
+        attention_mask = None
+        if mask is not None:
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=mask.repeat(1, len(lengths))
+            )
+        attentions = ()
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, attention_mask, **kwargs)
+            attentions += (weights,)
+        pooled = [
+            pooling(tokens, mask)
+            for pooling, tokens in zip(self.level_poolings, hidden_states.split(lengths, dim=1), strict=True)
+        ]
+        fused, shares = self.fusion(torch.stack([vector for vector, _ in pooled], dim=1))
+        # The gate is read here and not by the caller: an offloaded parameter is only there during its module's forward.
+        return (
+            l2_normalize(self.projection(fused)),
+            torch.tanh(self.gate),
+            shares,
+            attentions,
+            tuple(weights for _, weights in pooled),
+        )

@@ -1,0 +1,152 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What trains: frozen towers, LoRA on them, and the modules that an adapter carries whole."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.utils import logging
+
+from ..modeling_fusionmatch import FusionMatchModel
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+logger = logging.get_logger(__name__)
+
+# Attention projections of transformer towers, pointwise convolutions of convolutional ones, by their names in transformers.
+# Keyed by a part of the tower's `model_type`; the first that fits counts.
+LORA_TARGETS = {
+    "distilbert": r"(q_lin|v_lin)",
+    "clip": r"(q_proj|v_proj)",
+    "siglip": r"self_attn\.(q_proj|v_proj)",
+    "vit": r"(q_proj|v_proj|query|value)",
+    "dino": r"(q_proj|v_proj|query|value)",
+    "swin": r"(q_proj|v_proj|query|value)",
+    "bert": r"(query|value)",
+    "convnext": r"(pwconv1|pwconv2)",
+    "efficientnet": r"(expand_conv|project_conv|top_conv)",
+    "resnet": r"convolution",
+}
+
+HEAD_MODULES = ("vision_head", "text_head", "vision_fusion", "text_fusion", "similarity")
+
+
+def unwrap_model(model: nn.Module) -> FusionMatchModel:
+    """The [`FusionMatchModel`] inside a `PeftModel`, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def freeze_towers(model: FusionMatchModel) -> FusionMatchModel:
+    """Stops training of both towers; heads, fusion branch and similarity stay trainable."""
+    for tower in (model.vision_model, model.text_model):
+        tower.requires_grad_(False)
+    return model
+
+
+def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vision", "text")) -> str:
+    """
+    Regex of the modules that get LoRA: the attention projections (or pointwise convolutions) of the named towers.
+
+    Raises:
+        `ValueError`: no preset is known for a tower's type.
+    """
+    patterns = []
+    for tower in towers:
+        model_type = getattr(model.config, f"{tower}_config").model_type
+        target = next((target for family, target in LORA_TARGETS.items() if family in model_type), None)
+        if target is None:
+            raise ValueError(
+                f"No LoRA preset for the {tower} tower type `{model_type}`. Known: {', '.join(LORA_TARGETS)}. Name "
+                "the modules yourself with `target_modules` (`--lora_target_modules`)."
+            )
+        patterns.append(rf"{tower}_model\..*\b{target}")
+    return "|".join(patterns)
+
+
+def lora_config(
+    model: FusionMatchModel,
+    r: int = 8,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.05,
+    target_modules: str | list[str] | None = None,
+    towers: tuple[str, ...] = ("vision", "text"),
+    **kwargs: Any,
+) -> "LoraConfig":
+    r"""
+    LoRA configuration (arXiv 2106.09685) that fits the model's towers and head.
+
+    Modules that were never trained (`config.untrained_modules`) are carried whole by the adapter; there is nothing in
+    them that a low-rank change could refine. Trained ones get LoRA on their linear layers, and the similarity's scale
+    is carried along.
+
+    Args:
+        model ([`FusionMatchModel`]):
+            The base.
+        r (`int`, *optional*, defaults to 8):
+            Rank.
+        lora_alpha (`int`, *optional*, defaults to 16):
+            Scaling; the change is multiplied by `lora_alpha / r`.
+        lora_dropout (`float`, *optional*, defaults to 0.05):
+            Dropout before the LoRA layers.
+        target_modules (`str` or `list[str]`, *optional*):
+            Modules that get LoRA, as in PEFT; defaults to the preset of the tower families.
+        towers (`tuple[str, ...]`, *optional*, defaults to `("vision", "text")`):
+            Towers that get LoRA; the others stay as they are, and their features can be cached.
+        kwargs:
+            Passed to [`~peft.LoraConfig`], e.g. `use_dora=True`.
+
+    Returns:
+        [`~peft.LoraConfig`]
+    """
+    from peft import LoraConfig
+
+    present = [name for name in HEAD_MODULES if getattr(model, name, None) is not None]
+    # An identity head has nothing to save.
+    present = [name for name in present if any(True for _ in getattr(model, name).parameters())]
+    whole = [name for name in present if name in model.config.untrained_modules or name == "similarity"]
+    if target_modules is None:
+        patterns = [lora_target_modules(model, towers)] if towers else []
+        trained = [name for name in present if name not in whole]
+        for module in trained:
+            patterns += [
+                re.escape(name)
+                for name, child in model.named_modules()
+                if isinstance(child, nn.Linear) and (name == module or name.startswith(f"{module}."))
+            ]
+        target_modules = "|".join(patterns)
+    logger.info(f"The adapter carries {', '.join(whole)} whole; LoRA on modules that match {target_modules}.")
+    return LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+        modules_to_save=whole,
+        **kwargs,
+    )
+
+
+def describe_trainable(model: nn.Module) -> list[tuple[str, int, int]]:
+    """For each part of the model its name, trainable parameters and all parameters; the last row is the sum."""
+    core = unwrap_model(model)
+    rows = []
+    for name, child in core.named_children():
+        # PEFT keeps the untouched original of a module that an adapter carries whole; it is not part of the sum.
+        parameters = [p for key, p in child.named_parameters() if not key.startswith("original_module.")]
+        rows.append((name, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)))
+    return [*rows, ("all", sum(row[1] for row in rows), sum(row[2] for row in rows))]

@@ -1,0 +1,92 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Arguments of [`FusionMatchTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class FusionMatchTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] with the settings of image-text matching.
+
+    Args:
+        texts_per_image (`int`, *optional*, defaults to 1):
+            Texts of each picture in a batch; they are all its positives. They rotate with the epoch.
+        max_text_length (`int`, *optional*):
+            Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
+        tower_learning_rate (`float`, *optional*):
+            Learning rate of the towers' weights (or of the LoRA weights in them), defaults to `learning_rate`.
+        cache_tower_features (`bool`, *optional*, defaults to `True`):
+            Whether the features of a tower without trainable weights are computed once and kept on disk.
+        feature_cache_dir (`str`, *optional*):
+            Where; defaults to `feature_cache` in `output_dir`. The same folder may serve many runs.
+
+    > Defaults that differ from `TrainingArguments`: `per_device_train_batch_size=128` and `learning_rate=1e-3` (the
+    > contrast is among the pairs of a batch, and the heads are small), `weight_decay=0.05`,
+    > `lr_scheduler_type="cosine"` with `warmup_steps=0.05` (a share of all steps), `num_train_epochs=20`,
+    > `eval_strategy` and `save_strategy` `"epoch"`, `save_total_limit=2`, `load_best_model_at_end=True` by `metric_for_best_model="rsum"`,
+    > `dataloader_drop_last=True`, `remove_unused_columns=False`, `report_to="none"`, `logging_steps=10`.
+
+    Raises:
+        `ValueError`: a value outside its range.
+    """
+
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs in a batch, for each process."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay; never on biases, norms, gates, queries or the scale."}
+    )
+    num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the training pictures."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    eval_strategy: str = field(
+        default="epoch", metadata={"help": "When to measure on the validation split."}
+    )
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether to end with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="rsum", metadata={"help": "Retrieval metric that decides."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Whether to drop the last, smaller batch."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Not used: the collator chooses."})
+    report_to: str | None = field(default="none", metadata={"help": "Experiment trackers, as in transformers."})
+
+    texts_per_image: int = field(default=1, metadata={"help": "Texts of each picture in a batch, all positives."})
+    max_text_length: int | None = field(
+        default=None, metadata={"help": "Longest text in tokens; defaults to the tokenizer's limit."}
+    )
+    tower_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate in the towers (LoRA or full); defaults to learning_rate."}
+    )
+    cache_tower_features: bool = field(
+        default=True, metadata={"help": "Compute features of frozen towers once and keep them on disk."}
+    )
+    feature_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of those features; defaults to OUTPUT_DIR/feature_cache."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.texts_per_image < 1:
+            raise ValueError(f"`texts_per_image` must be at least 1, got {self.texts_per_image}.")
+        if self.max_text_length is not None and self.max_text_length < 2:
+            raise ValueError(f"`max_text_length` must be at least 2 tokens, got {self.max_text_length}.")
+        # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        super().__post_init__()

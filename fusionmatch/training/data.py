@@ -1,0 +1,150 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a catalogue split to training batches."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+
+
+logger = logging.get_logger(__name__)
+
+FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
+
+
+def product_id(product: str) -> int:
+    """A product's name as a 63-bit integer, the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(product.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class PairDataset(Dataset):
+    r"""
+    Pairs for training: one picture with one or more of its texts. Which texts, rotates with the epoch, so that all of
+    them are seen equally often and a resumed run sees what the uninterrupted one would have.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Rows with `image`, `texts` and `product` (the schema of [`fusionmatch.catalogue`]).
+        texts_per_image (`int`, *optional*, defaults to 1):
+            Texts taken from each row in an epoch; rows with fewer give all that they have.
+        decode_images (`bool`, *optional*, defaults to `True`):
+            Whether items hold the picture; without, only its index (its features are cached).
+
+    Raises:
+        `ValueError`: a column is missing, or there are fewer than two products.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, texts_per_image: int = 1, decode_images: bool = True) -> None:
+        check_columns(dataset)
+        self.products = [product_id(product) for product in dataset["product"]]
+        if len(set(self.products)) < 2:
+            raise ValueError(
+                f"Training needs at least two products to tell apart, got {len(set(self.products))}. Check the "
+                "`product` column (`--group_column`) and the sizes of the splits."
+            )
+        self.dataset = dataset if decode_images else None
+        self.texts = [list(texts) for texts in dataset["texts"]]
+        self.first_text = torch.tensor([0] + [len(texts) for texts in self.texts]).cumsum(0).tolist()
+        self.texts_per_image = texts_per_image
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the texts of this epoch; called by the data loader."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        texts = self.texts[index]
+        # Rows start at different texts, so that one batch does not hold the first captions only.
+        start = self.epoch * self.texts_per_image + index
+        chosen = [(start + i) % len(texts) for i in range(min(self.texts_per_image, len(texts)))]
+        item = {
+            "index": index,
+            "texts": [texts[i] for i in chosen],
+            "text_indices": [self.first_text[index] + i for i in chosen],
+            "product": self.products[index],
+        }
+        if self.dataset is not None:
+            item["image"] = self.dataset[index]["image"]
+        return item
+
+
+def check_columns(dataset: datasets.Dataset) -> None:
+    """Raises a worded `ValueError` where a dataset has not the schema of [`fusionmatch.catalogue`]."""
+    missing = {"image", "texts", "product"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"The dataset has no column {sorted(missing)}; it has {dataset.column_names}. Load it with "
+            "`fusionmatch.load_catalogue`, which maps a catalogue's columns to `image`, `texts` and `product`."
+        )
+
+
+def count_truncated(texts: Sequence[str], tokenizer: Any, max_length: int | None = None) -> int:
+    """Number of texts with more tokens than the limit (`max_length`, or the tokenizer's own)."""
+    limit = max_length or tokenizer.model_max_length
+    counted = 0
+    for first in range(0, len(texts), 4096):
+        encoded = tokenizer(list(texts[first : first + 4096]), add_special_tokens=True, verbose=False)
+        counted += sum(len(ids) > limit for ids in encoded["input_ids"])
+    return counted
+
+
+@dataclass
+class FusionMatchCollator:
+    r"""
+    Makes batches for [`FusionMatchModel`]: pixels and token ids, or cached tower features in place of either.
+
+    Args:
+        processor ([`FusionMatchProcessor`]):
+            Prepares pictures and texts.
+        max_length (`int`, *optional*):
+            Longest text in tokens, defaults to the tokenizer's limit; longer ones are cut.
+        vision_features, text_features (`Callable`, *optional*):
+            Cached features by index ([`TowerFeatureCache`]).
+    """
+
+    processor: Any
+    max_length: int | None = None
+    vision_features: FeatureLookup | None = None
+    text_features: FeatureLookup | None = None
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items of [`PairDataset`] -> keyword arguments of the model and the products of pictures and texts."""
+        batch: dict[str, Any] = {
+            "image_products": torch.tensor([item["product"] for item in items]),
+            "text_products": torch.tensor([item["product"] for item in items for _ in item["texts"]]),
+        }
+        if self.vision_features is not None:
+            batch["vision_features"] = self.vision_features([item["index"] for item in items])
+        else:
+            images = [item["image"].convert("RGB") for item in items]
+            batch["pixel_values"] = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        if self.text_features is not None:
+            batch["text_features"] = self.text_features([i for item in items for i in item["text_indices"]])
+        else:
+            texts = [text for item in items for text in item["texts"]]
+            batch |= self.processor.tokenizer(
+                texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
+        return batch

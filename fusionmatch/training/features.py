@@ -1,0 +1,239 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Features of frozen towers, computed once and kept on disk."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..loading import fingerprint
+from ..modeling_fusionmatch import FusionMatchModel
+from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+
+
+# Rows of one safetensors file: small enough to be written in one go, large enough that there are few files.
+SHARD_ROWS = 1024
+
+
+def _digest(*parts: Any) -> "hashlib._Hash":
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        digest.update(b"\0")
+    return digest
+
+
+def _image_keys(dataset: datasets.Dataset) -> list[str]:
+    """A key for the content of each picture: the stored bytes, or a file's path, size and time of change."""
+    keys = []
+    for item in dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False)):
+        image = item["image"]
+        if image["bytes"] is not None:
+            keys.append(_digest(image["bytes"]).hexdigest())
+        else:
+            stat = Path(image["path"]).stat()
+            keys.append(f"{image['path']}:{stat.st_size}:{stat.st_mtime_ns}")
+    return keys
+
+
+class TowerFeatureCache:
+    r"""
+    Features of one frozen tower for a list of inputs, kept as safetensors files in a folder named by a digest of
+    weights, processor, settings and inputs: whatever changes, the key changes with it. A cut-off computation goes on
+    where it stopped.
+
+    Level tokens are kept in half precision (relative error about 5e-4), pooled vectors in full.
+
+    Args:
+        folder (`Path`):
+            Folder of the finished cache.
+        rows (`int`):
+            Number of inputs.
+    """
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.folder = folder
+        self.rows = rows
+        with contextlib.ExitStack() as stack:
+            # The tensors are views of the memory-mapped files: rows are read from disk when they are used.
+            self._shards = []
+            for path in _shard_paths(folder, rows):
+                shard = stack.enter_context(safe_open(path, framework="pt"))
+                self._shards.append({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __call__(self, indices: Sequence[int]) -> FusionMatchTowerFeatures:
+        """The features of the inputs with these indices as one batch, padded where lengths differ."""
+        items = [self._item(index) for index in indices]
+        pooled = torch.stack([item["pooled"] for item in items])
+        num_levels = sum(name.startswith("level_") for name in items[0])
+        levels = [[item[f"level_{i}"].float() for item in items] for i in range(num_levels)]
+        lengths = [len(item["level_0"]) for item in items] if num_levels else []
+        if len(set(lengths)) <= 1:
+            mask = None if not lengths or not self.is_text else torch.ones(len(items), lengths[0], dtype=torch.long)
+            return FusionMatchTowerFeatures(
+                pooled=pooled, levels=tuple(torch.stack(level) for level in levels), attention_mask=mask
+            )
+        padded = tuple(nn.utils.rnn.pad_sequence(level, batch_first=True) for level in levels)
+        mask = (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
+        return FusionMatchTowerFeatures(pooled=pooled, levels=padded, attention_mask=mask)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the inputs are texts, whose lengths differ."""
+        return "offsets" in self._shards[0]
+
+    def _item(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.rows:
+            raise IndexError(f"The feature cache has {self.rows} rows, got index {index}.")
+        shard, row = self._shards[index // SHARD_ROWS], index % SHARD_ROWS
+        if "offsets" not in shard:
+            return {name: tensor[row] for name, tensor in shard.items()}
+        start, end = shard["offsets"][row : row + 2].tolist()
+        return {
+            name: tensor[row] if name == "pooled" else tensor[start:end]
+            for name, tensor in shard.items()
+            if name != "offsets"
+        }
+
+    @classmethod
+    def for_images(
+        cls,
+        model: FusionMatchModel,
+        processor: Any,
+        dataset: datasets.Dataset,
+        cache_dir: str | Path,
+        batch_size: int = 32,
+    ) -> "TowerFeatureCache":
+        """Loads or computes the vision tower's features of a dataset's `image` column."""
+        config = model.config
+        key = _digest(
+            "images",
+            model.config.vision_config.to_json_string(use_diff=False),
+            fingerprint(model.vision_model),
+            json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str),
+            config.vision_pooling,
+            config.vision_feature_levels,
+            config.max_level_tokens,
+            *_image_keys(dataset),
+        ).hexdigest()
+
+        def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
+            for first in range(start, end, batch_size):
+                images = dataset[first : min(first + batch_size, end)]["image"]
+                images = [image.convert("RGB") for image in images]
+                inputs = processor.image_processor(images=images, return_tensors="pt")
+                yield {"pixel_values": inputs["pixel_values"]}
+
+        return cls._load_or_compute(model, Path(cache_dir) / key, len(dataset), batches, "Vision tower, once")
+
+    @classmethod
+    def for_texts(
+        cls,
+        model: FusionMatchModel,
+        processor: Any,
+        texts: Sequence[str],
+        cache_dir: str | Path,
+        max_length: int | None = None,
+        batch_size: int = 128,
+    ) -> "TowerFeatureCache":
+        """Loads or computes the text tower's features of a list of texts."""
+        config = model.config
+        tokenizer = processor.tokenizer
+        key = _digest(
+            "texts",
+            model.config.text_config.to_json_string(use_diff=False),
+            fingerprint(model.text_model),
+            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+            max_length or tokenizer.model_max_length,
+            config.text_pooling,
+            config.text_feature_levels,
+            *texts,
+        ).hexdigest()
+
+        def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
+            for first in range(start, end, batch_size):
+                inputs = tokenizer(
+                    list(texts[first : min(first + batch_size, end)]),
+                    padding=True,
+                    truncation=True,
+                    max_length=max_length,
+                    return_tensors="pt",
+                )
+                yield dict(inputs)
+
+        return cls._load_or_compute(model, Path(cache_dir) / key, len(texts), batches, "Text tower, once")
+
+    @classmethod
+    def _load_or_compute(
+        cls, model: FusionMatchModel, folder: Path, rows: int, batches: Any, description: str
+    ) -> "TowerFeatureCache":
+        missing = [path for path in _shard_paths(folder, rows) if not path.exists()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            was_training = model.training
+            model.eval()
+            with tqdm(total=rows, desc=description, unit="row") as bar:
+                for i, path in enumerate(_shard_paths(folder, rows)):
+                    start, end = i * SHARD_ROWS, min((i + 1) * SHARD_ROWS, rows)
+                    if path not in missing:
+                        bar.update(end - start)
+                        continue
+                    encoded = []
+                    for batch in batches(start, end):
+                        features = model.encode_tower(
+                            **{name: tensor.to(model.device) for name, tensor in batch.items()}
+                        )
+                        encoded.append(features)
+                        bar.update(len(features.pooled))
+                    # A half-written file never gets the final name.
+                    partial = path.with_suffix(".partial")
+                    save_file(_pack(encoded), partial)
+                    partial.replace(path)
+            model.train(was_training)
+        return cls(folder, rows)
+
+
+def _shard_paths(folder: Path, rows: int) -> list[Path]:
+    return [folder / f"{i:05d}.safetensors" for i in range(max(1, -(-rows // SHARD_ROWS)))]
+
+
+def _pack(batches: list[FusionMatchTowerFeatures]) -> dict[str, torch.Tensor]:
+    """One file's tensors: `pooled` (rows, size), `level_i` (rows, tokens, channels) or, for texts, (all tokens,
+    channels) with `offsets` (rows + 1,) of where each text begins."""
+    tensors = {"pooled": torch.cat([batch.pooled.float().cpu() for batch in batches])}
+    masks = [batch.attention_mask for batch in batches]
+    for i in range(len(batches[0].levels)):
+        if masks[0] is None:
+            tensors[f"level_{i}"] = torch.cat([batch.levels[i].half().cpu() for batch in batches])
+        else:
+            tensors[f"level_{i}"] = torch.cat(
+                [batch.levels[i][mask.bool()].half().cpu() for batch, mask in zip(batches, masks, strict=True)]
+            )
+    if masks[0] is not None:
+        lengths = torch.cat([mask.sum(dim=1).cpu() for mask in masks])
+        tensors["offsets"] = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
+    return tensors

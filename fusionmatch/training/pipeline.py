@@ -1,0 +1,179 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The whole way from a base to a measured adapter or checkpoint."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..evaluation.ranking import retrieval_metrics
+from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
+from ..modeling_fusionmatch import FusionMatchModel
+from .adapters import describe_trainable
+from .arguments import FusionMatchTrainingArguments
+from .trainer import FusionMatchTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FitResult:
+    """
+    What [`fit`] measured.
+
+    Args:
+        before, after (`dict[str, float]`):
+            Retrieval metrics on the test split, of the base and of the trained model.
+        before_embeddings, after_embeddings ([`~fusionmatch.evaluation.retrieval.CatalogueEmbeddings`]):
+            Embeddings of the test split.
+        trainable (`list[tuple[str, int, int]]`):
+            Part of the model, trainable parameters, all parameters.
+        seconds (`float`):
+            Duration of the training, evaluation on the validation split included.
+        trainer ([`FusionMatchTrainer`]):
+            The trainer, holding the trained model.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    before_embeddings: CatalogueEmbeddings
+    after_embeddings: CatalogueEmbeddings
+    trainable: list[tuple[str, int, int]]
+    seconds: float
+    trainer: FusionMatchTrainer
+
+
+def check_output_dir(output_dir: str | Path) -> str | None:
+    """
+    The last checkpoint in an output folder, to go on from, or `None` for a new or empty folder.
+
+    Raises:
+        `ValueError`: the folder holds something else, which a run would overwrite.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output_dir` {folder} is a file. Name a folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    checkpoint = get_last_checkpoint(str(folder))
+    # Left behind by a run that stopped before its first checkpoint.
+    others = [path.name for path in folder.iterdir() if path.name not in ("feature_cache", "quarantine.jsonl")]
+    if checkpoint is None and others:
+        raise ValueError(
+            f"The folder {folder} is not empty ({', '.join(sorted(others)[:3])}, ...) and holds no checkpoint to go "
+            "on from. Name another `--output_dir`, or empty this one."
+        )
+    return checkpoint
+
+
+def fit(
+    model: FusionMatchModel,
+    processor: Any,
+    splits: datasets.DatasetDict,
+    args: FusionMatchTrainingArguments,
+    peft_config: Any = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> FitResult:
+    r"""
+    Measures a base on the test split, trains on the training split (choosing the best epoch on the validation split),
+    measures again, and saves the model or adapter with its processor and `metrics.json` into `args.output_dir`.
+
+    Args:
+        model ([`FusionMatchModel`]):
+            The base.
+        processor ([`FusionMatchProcessor`]):
+            Its processor.
+        splits (`datasets.DatasetDict`):
+            Splits `train`, `validation` and `test` in the schema of [`fusionmatch.catalogue`].
+        args ([`FusionMatchTrainingArguments`]):
+            Arguments; training goes on from `args.resume_from_checkpoint` or the last checkpoint in `output_dir`.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Trains an adapter in place of the model's own weights.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks for the trainer.
+
+    Returns:
+        [`FitResult`]
+
+    Raises:
+        `ValueError`: a split is missing, or the output folder holds something that is not a run.
+    """
+    missing = {"train", "validation", "test"} - set(splits)
+    if missing:
+        raise ValueError(
+            f"The splits {sorted(missing)} are missing; there are {sorted(splits)}. Training needs `train`, the "
+            "choice of the best epoch `validation`, and the report `test` (`--validation_size`, `--test_size`)."
+        )
+    checkpoint = args.resume_from_checkpoint or check_output_dir(args.output_dir)
+    if checkpoint:
+        logger.warning(f"Going on from {checkpoint}.")
+
+    trainer = FusionMatchTrainer(
+        model,
+        args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
+    # A fresh adapter changes nothing, so this measures the base.
+    before, before_embeddings = _measure(trainer, splits["test"])
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    after, after_embeddings = _measure(trainer, splits["test"])
+    result = FitResult(
+        before, after, before_embeddings, after_embeddings, describe_trainable(trainer.model), seconds, trainer
+    )
+    trainer.save_model()
+    if args.should_save:
+        metrics = {
+            "before": before,
+            "after": after,
+            "training_seconds": seconds,
+            "steps": trainer.state.global_step,
+            "best_checkpoint": trainer.state.best_model_checkpoint,
+            "trainable_parameters": result.trainable[-1][1],
+            "parameters": result.trainable[-1][2],
+            "pictures": {name: len(split) for name, split in splits.items()},
+            "products": {name: len(set(split["product"])) for name, split in splits.items()},
+        }
+        path = Path(args.output_dir) / "metrics.json"
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[dict[str, float], CatalogueEmbeddings]:
+    embeddings = embed_catalogue(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        dataset,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        max_length=trainer.args.max_text_length,
+        disable_tqdm=trainer.args.disable_tqdm,
+        **trainer.cached_features(dataset),
+    )
+    metrics = retrieval_metrics(
+        embeddings.image_embeds, embeddings.text_embeds, embeddings.image_products, embeddings.text_products
+    )
+    return metrics, embeddings

@@ -1,0 +1,279 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Trainer for image-text matching."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from ..evaluation.retrieval import evaluate_retrieval, unique_texts
+from ..loading import fingerprint, write_fingerprint
+from ..modeling_fusionmatch import image_text_contrastive_loss
+from .adapters import unwrap_model
+from .arguments import FusionMatchTrainingArguments
+from .data import FusionMatchCollator, PairDataset, check_columns, count_truncated
+from .distributed import gather_with_grad
+from .features import TowerFeatureCache
+
+
+logger = logging.get_logger(__name__)
+
+
+class FusionMatchTrainer(Trainer):
+    r"""
+    [`~transformers.Trainer`] for [`FusionMatchModel`]: multi-positive InfoNCE over the batch gathered from all
+    processes, features of frozen towers computed once, retrieval metrics as evaluation.
+
+    Args:
+        model ([`FusionMatchModel`] or `PeftModel`):
+            The model; what is to be trained has `requires_grad`.
+        args ([`FusionMatchTrainingArguments`]):
+            Arguments.
+        train_dataset (`datasets.Dataset`, *optional*):
+            Training split in the schema of [`fusionmatch.catalogue`]: `image`, `texts`, `product`.
+        eval_dataset (`datasets.Dataset` or `dict`, *optional*):
+            Validation split, in the same schema.
+        processing_class ([`FusionMatchProcessor`]):
+            Prepares pictures and texts; saved with every checkpoint.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Wraps the model in an adapter first; [`lora_config`] makes one that fits.
+
+    Raises:
+        `ValueError`: a dataset has another schema or fewer than two products, or nothing is trainable.
+        `FloatingPointError`: the loss is not finite any more.
+
+    Example:
+
+    ```python
+    >>> from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+    >>> from fusionmatch.training import lora_config
+
+    >>> splits = load_catalogue("products.csv")
+    >>> trainer = FusionMatchTrainer(
+    ...     model,
+    ...     FusionMatchTrainingArguments("adapter"),
+    ...     train_dataset=splits["train"],
+    ...     eval_dataset=splits["validation"],
+    ...     processing_class=processor,
+    ...     peft_config=lora_config(model),
+    ... )
+    >>> trainer.train()
+    ```"""
+
+    # Every micro-batch is a contrast of its own, so the Trainer has to average over accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: FusionMatchTrainingArguments,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if processing_class is None:
+            raise ValueError("Pass the model's processor as `processing_class`; pictures and texts go through it.")
+        if peft_config is not None:
+            import peft
+
+            # An adapter has to find its base again from wherever it is loaded.
+            if Path(model.config.name_or_path).is_dir():
+                model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
+            model = peft.get_peft_model(model, peft_config)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
+        for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
+            if dataset is not None:
+                check_columns(dataset)
+        if eval_dataset is None and args.eval_strategy != "no":
+            raise ValueError('Pass an `eval_dataset`, or set `eval_strategy="no"`.')
+
+        core = unwrap_model(model)
+        # Taken before training: the fingerprint of what an adapter is made on.
+        self._base_fingerprint = fingerprint(model) if core is not model else None
+        caching = args.cache_tower_features
+        self._cache_dir = Path(args.feature_cache_dir or Path(args.output_dir) / "feature_cache")
+        self._cached_vision = caching and not any(p.requires_grad for p in core.vision_model.parameters())
+        self._cached_text = caching and not any(p.requires_grad for p in core.text_model.parameters())
+        self._features: dict[tuple[int, bool], dict[str, TowerFeatureCache]] = {}
+        # Needed before Trainer's own constructor has run, which has to be given the collator with the features.
+        self.args, self._core, self._processor = args, core.to(args.device), processing_class
+
+        collator = FusionMatchCollator(processing_class, max_length=args.max_text_length)
+        pairs = None
+        if train_dataset is not None:
+            pairs = PairDataset(train_dataset, args.texts_per_image, decode_images=not self._cached_vision)
+            self._check_batch_size(args, len(pairs))
+            texts = [text for row in pairs.texts for text in row]
+            self._report_truncated(texts, processing_class.tokenizer, args.max_text_length)
+            features = self.cached_features(train_dataset, texts)
+            collator.vision_features = features.get("vision_features")
+            collator.text_features = features.get("text_features")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=pairs,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=collator,
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+    @staticmethod
+    def _check_batch_size(args: FusionMatchTrainingArguments, rows: int) -> None:
+        # drop_last with a batch larger than the data would train on nothing, silently.
+        batch = args.per_device_train_batch_size * args.world_size
+        if args.dataloader_drop_last and rows < batch:
+            args.per_device_train_batch_size = max(2, rows // args.world_size)
+            logger.warning(
+                f"The batch of {batch} pairs is larger than the training split ({rows} pictures); using "
+                f"{args.per_device_train_batch_size} for each process."
+            )
+
+    @staticmethod
+    def _report_truncated(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> None:
+        truncated = count_truncated(texts, tokenizer, max_length)
+        if truncated:
+            logger.warning(
+                f"{truncated} of {len(texts)} texts are longer than {max_length or tokenizer.model_max_length} "
+                "tokens; what goes beyond is not read. `--max_text_length` raises the limit where the text tower "
+                "allows it."
+            )
+
+    def cached_features(
+        self, dataset: datasets.Dataset, texts: Sequence[str] | None = None
+    ) -> dict[str, TowerFeatureCache]:
+        """
+        Features of the towers that do not train, for the pictures of a dataset and for its [`unique_texts`] (or the
+        given ones); computed by the main process when they are first asked for, then read from disk.
+        """
+        key = (id(dataset), texts is None)
+        if key not in self._features:
+            core = self._core
+            texts = unique_texts(dataset)[0] if texts is None else texts
+            features = {}
+            with self.args.main_process_first(local=False, desc="tower features"):
+                if self._cached_vision:
+                    features["vision_features"] = TowerFeatureCache.for_images(
+                        core, self._processor, dataset, self._cache_dir
+                    )
+                if self._cached_text:
+                    features["text_features"] = TowerFeatureCache.for_texts(
+                        core, self._processor, texts, self._cache_dir, self.args.max_text_length
+                    )
+            self._features[key] = features
+        return self._features[key]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        inputs = dict(inputs)
+        image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
+        outputs = model(**inputs)
+        loss = sum(self.compute_losses(outputs, image_products, text_products).values())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}. Checkpoints written before are intact. "
+                f"Lower the learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_losses(
+        self, outputs: Any, image_products: torch.Tensor, text_products: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The named components of the loss, each a mean over the pairs of all processes."""
+        similarity = unwrap_model(self.accelerator.unwrap_model(self.model)).similarity
+        logits = similarity(gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds))
+        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
+        return {"fused": image_text_contrastive_loss(logits, positives)}
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        dataset = dataloader.dataset
+        metrics = evaluate_retrieval(
+            unwrap_model(self.accelerator.unwrap_model(self.model)),
+            self.processing_class,
+            dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_length=self.args.max_text_length,
+            disable_tqdm=True,
+            **self.cached_features(dataset),
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices decay; biases, norms, gates, queries, level embeddings and the similarity scale do not."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and not name.endswith("level_embeddings")
+        ]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rate = self.args.tower_learning_rate
+        if created and rate is not None:
+            names = {id(p): n for n, p in (self.model if model is None else model).named_parameters()}
+            groups = []
+            for group in optimizer.param_groups:
+                for in_tower in (False, True):
+                    parameters = [
+                        p
+                        for p in group["params"]
+                        if ("vision_model." in names[id(p)] or "text_model." in names[id(p)]) == in_tower
+                    ]
+                    if parameters:
+                        groups.append({**group, "params": parameters} | ({"lr": rate} if in_tower else {}))
+            optimizer.param_groups.clear()
+            for group in groups:
+                optimizer.add_param_group(group)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # The same arguments in a form that can be read by eye and loaded without unpickling.
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            if self._base_fingerprint is not None:
+                core = unwrap_model(self.accelerator.unwrap_model(self.model))
+                write_fingerprint(folder, core.config.name_or_path, self._base_fingerprint)
+            (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")

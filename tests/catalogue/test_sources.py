@@ -1,0 +1,326 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every format a catalogue comes in, written as companies write it, read back whole."""
+
+import json
+import logging
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fusionmatch.catalogue import load_catalogue, read_catalogue
+from fusionmatch.catalogue.pictures import NOT_NAMED, UNREADABLE
+
+
+ROWS = [{"file_name": f"{number}.png", "text": f"Thing {number}", "colour": "red"} for number in range(4)]
+
+
+@pytest.fixture
+def shop(tmp_path, draw):
+    for number, row in enumerate(ROWS):
+        draw(row["file_name"], number)
+    return tmp_path
+
+
+def write_csv(path, rows=ROWS, delimiter=",", encoding="utf-8"):
+    lines = [delimiter.join(rows[0]), *(delimiter.join(row.values()) for row in rows)]
+    path.write_bytes("\r\n".join([*lines, ""]).encode(encoding))
+    return path
+
+
+def write_jsonl(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path, rows, kind=None, **more):
+    images = pa.array([row["image"] for row in rows], kind)
+    table = pa.table({"image": images, "text": [row["text"] for row in rows], **more})
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def embedded(shop, numbers, name="{}.png"):
+    return [
+        {"image": {"bytes": (shop / f"{n}.png").read_bytes(), "path": name.format(n)}, "text": f"Thing {n}"}
+        for n in numbers
+    ]
+
+
+def assert_whole(intake):
+    assert intake.quarantine == []
+    assert intake.dataset["texts"][:] == [[row["text"]] for row in ROWS]
+    assert intake.dataset["source_row"][:] == [1, 2, 3, 4]
+    assert [picture.getpixel((0, 0)) for picture in intake.dataset["image"]] == [(n, 0, 7) for n in range(4)]
+    assert intake.dataset.features["image"] == datasets.Image()
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding"),
+    [
+        ("a.csv", ",", "utf-8"),
+        ("a.CSV", ",", "utf-8-sig"),
+        ("a.csv", ";", "utf-8"),
+        ("a.csv", "\t", "utf-16"),
+        ("a.tsv", "\t", "utf-8"),
+    ],
+)
+def test_delimited_text(shop, name, delimiter, encoding):
+    intake = read_catalogue(write_csv(shop / name, delimiter=delimiter, encoding=encoding))
+    assert_whole(intake)
+    assert intake.dataset["image_id"][:] == ["0.png", "1.png", "2.png", "3.png"]
+    assert intake.dataset["colour"][:] == ["red"] * 4
+
+
+def test_json_lines_and_json_list(shop):
+    assert_whole(read_catalogue(write_jsonl(shop / "a.jsonl")))
+    assert_whole(read_catalogue(write_jsonl(shop / "b.json")))
+    (shop / "c.json").write_text(json.dumps(ROWS, indent=1))
+    assert_whole(read_catalogue(shop / "c.json"))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_folder_of_pictures(shop, name):
+    if name.endswith("csv"):
+        write_csv(shop / name)
+    elif name.endswith("jsonl"):
+        write_jsonl(shop / name)
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), shop / name)
+    (shop / "notes.csv").write_text("metadata goes before other tables")
+    assert_whole(read_catalogue(str(shop)))
+
+
+@pytest.mark.parametrize("layout", ["struct", "bytes", "paths"])
+def test_parquet(shop, layout):
+    rows = embedded(shop, range(4))
+    kind = None
+    if layout == "bytes":
+        rows, kind = [{**row, "image": row["image"]["bytes"]} for row in rows], pa.large_binary()
+    if layout == "paths":
+        rows = [{**row, "image": {"bytes": None, "path": row["image"]["path"]}} for row in rows]
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    assert_whole(read_catalogue(write_parquet(shop / "a.parquet", rows, kind)))
+
+
+def test_folder_of_shards_is_one_table_whatever_the_files_are_called(tmp_path, shop):
+    write_parquet(tmp_path / "hub [v1]" / "test-00000-of-00001.parquet", embedded(shop, [0, 1]))
+    write_parquet(tmp_path / "hub [v1]" / "train-00000-of-00001.parquet", embedded(shop, [2, 3]))
+    intake = read_catalogue(tmp_path / "hub [v1]")
+    assert intake.own_splits is None
+    assert sorted(text for (text,) in intake.dataset["texts"]) == [row["text"] for row in ROWS]
+    assert intake.dataset["source_row"][:] == [1, 2, 1, 2]
+
+
+def test_a_rewritten_parquet_file_is_read_anew(tmp_path, shop):
+    write_parquet(tmp_path / "a.parquet", embedded(shop, [0, 1]))
+    assert len(read_catalogue(tmp_path / "a.parquet").dataset) == 2
+    write_parquet(tmp_path / "a.parquet", embedded(shop, [1, 2, 3]))
+    assert read_catalogue(tmp_path / "a.parquet").dataset["texts"][:] == [["Thing 1"], ["Thing 2"], ["Thing 3"]]
+
+
+def test_embedded_lists_of_pictures_become_rows(tmp_path, shop):
+    rows = embedded(shop, range(4))
+    lists = [{"image": [rows[0]["image"], rows[1]["image"]], "text": "Two"}, {"image": [], "text": "No picture"}]
+    lists.append({"image": [rows[2]["image"]], "text": "One"})
+    intake = read_catalogue(write_parquet(tmp_path / "a.parquet", lists))
+    assert intake.dataset["texts"][:] == [["Two"], ["Two"], ["One"]]
+    assert [picture.getpixel((0, 0))[0] for picture in intake.dataset["image"]] == [0, 1, 2]
+    assert len(set(intake.dataset["product"])) == 2
+    assert [(fault.row, fault.reason) for fault in intake.quarantine] == [(2, NOT_NAMED)]
+
+
+def test_embedded_pictures_stored_under_one_name_stay_apart(tmp_path, shop):
+    """Exports name every picture image.png: that makes neither one product nor one id of them."""
+    write_parquet(tmp_path / "a.parquet", embedded(shop, [0, 1, 1], name="image.png"))
+    intake = read_catalogue(tmp_path / "a.parquet")
+    assert len(intake.dataset) == len(set(intake.dataset["product"])) == len(set(intake.dataset["image_id"])) == 2
+
+
+def test_embedded_faults_are_quarantined_and_no_path_is_followed(tmp_path, shop):
+    rows = embedded(shop, range(4))
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:45]
+    rows[2]["image"] = {"bytes": None, "path": str(shop / "2.png")}  # a file there is, but it was not embedded
+    intake = read_catalogue(write_parquet(tmp_path / "a.parquet", rows))
+    assert [(fault.row, fault.reason, fault.value) for fault in intake.quarantine] == [
+        (2, UNREADABLE, "1.png"),
+        (3, NOT_NAMED, str(shop / "2.png")),
+    ]
+    assert intake.dataset["texts"][:] == [["Thing 0"], ["Thing 3"]]
+    assert [picture.getpixel((0, 0))[0] for picture in intake.dataset["image"]] == [0, 3]
+
+
+def test_a_mapping_keeps_the_users_splits(shop):
+    write_jsonl(shop / "a.jsonl", ROWS[:2])
+    write_csv(shop / "b.csv", ROWS[2:])
+    splits = load_catalogue({"train": shop / "a.jsonl", "val": [str(shop / "b*.csv")]}, test_size=0.5)
+    assert {name: rows["texts"][:] for name, rows in splits.items()} == {
+        "train": [["Thing 0"], ["Thing 1"]],
+        "validation": [["Thing 2"], ["Thing 3"]],
+    }
+
+
+def test_products_in_two_splits_of_a_mapping_are_warned_of(shop, caplog):
+    path = write_jsonl(shop / "a.jsonl")
+    with caplog.at_level(logging.WARNING):
+        splits = load_catalogue({"train": path, "test": path})
+    assert len(splits["train"]) == len(splits["test"]) == 4
+    assert "4 product(s) stand in more than one split" in caplog.text
+
+
+def test_max_samples_is_per_split(shop):
+    path = write_jsonl(shop / "a.jsonl")
+    splits = load_catalogue({"train": path, "test": [path]}, max_samples=2)
+    assert {name: rows["texts"][:] for name, rows in splits.items()} == {
+        name: [["Thing 0"], ["Thing 1"]] for name in ("train", "test")
+    }
+    assert read_catalogue(path, max_samples=3).rows_read == 3
+    with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
+        read_catalogue(path, max_samples=0)
+
+
+def test_a_file_called_like_a_split_makes_no_split(shop, draw):
+    """datasets' imagefolder turns a picture called toy_train.jpg into a split and loses every other row."""
+    for name in ("toy_train.png", "test-kit.png", "validation/stamp.png"):
+        draw(name, 99)
+    rows = [{"file_name": name, "text": name} for name in ("toy_train.png", "test-kit.png", "validation/stamp.png")]
+    write_jsonl(shop / "metadata.jsonl", ROWS + rows)
+    intake = read_catalogue(shop)
+    assert (len(intake.dataset), intake.own_splits) == (7, None)
+
+
+def test_japanese_shift_jis_is_read_and_said(shop, caplog):
+    path = write_csv(shop / "a.csv", [{"画像": "0.png", "商品名": "赤いぼうし"}], encoding="cp932")
+    with caplog.at_level(logging.WARNING):
+        assert read_catalogue(path).dataset["texts"][:] == [["赤いぼうし"]]
+    assert "not UTF-8; it was read as Japanese" in caplog.text
+
+
+def test_western_text_is_not_taken_for_japanese(shop):
+    path = write_csv(shop / "a.csv", [{"image": "0.png", "text": "Chapeau d'été doublé"}], encoding="cp1252")
+    with pytest.raises(ValueError, match=r"is not UTF-8: line 2 .*Save the file as UTF-8"):
+        read_catalogue(path)
+
+
+def test_ragged_and_broken_lines_are_quarantined_with_their_place(shop):
+    (shop / "a.csv").write_text('file_name,text\n0.png,"Two\nlines"\n1.png,One,more\n\n2.png,Fine\n3.png\n')
+    intake = read_catalogue(shop / "a.csv")
+    assert intake.dataset["texts"][:] == [["Two\nlines"], ["Fine"]]
+    assert intake.dataset["source_row"][:] == [1, 3]
+    assert [(fault.row, fault.detail, fault.reason) for fault in intake.quarantine] == [
+        (2, "line 4", "row has 3 fields where the header has 2"),
+        (4, "line 7", "row has 1 fields where the header has 2"),
+    ]
+    assert intake.rows_read == 4
+
+    lines = [json.dumps(ROWS[0]), "{broken", "[1]", json.dumps(ROWS[1])]
+    (shop / "b.jsonl").write_text("\n".join(lines))
+    intake = read_catalogue(shop / "b.jsonl")
+    assert intake.dataset["source_row"][:] == [1, 4]
+    assert [(fault.row, fault.reason) for fault in intake.quarantine] == [
+        (2, "line is not JSON"),
+        (3, "entry is not a JSON object"),
+    ]
+
+
+def test_an_open_quotation_mark_names_its_line(shop):
+    (shop / "a.csv").write_text('file_name,text\n0.png,fine\n1.png,"open\n2.png,swallowed\n')
+    with pytest.raises(ValueError, match=r"begins on line 3.*quotation mark"):
+        read_catalogue(shop / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "is empty"), (b"image,text,text\n", "names a column twice: 'text'")],
+)
+def test_unusable_headers(shop, content, words):
+    (shop / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_catalogue(shop / "a.csv")
+
+
+def test_a_cut_parquet_file_is_named(shop):
+    path = write_parquet(shop / "a.parquet", embedded(shop, range(4)))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"a\.parquet' is not a whole Parquet file"):
+        read_catalogue(path)
+
+
+def test_mixed_kinds_in_json_become_their_written_form(shop):
+    path = write_jsonl(shop / "a.jsonl", [{**ROWS[0], "size": 12}, {**ROWS[1], "size": "12-B"}, ROWS[2]])
+    assert read_catalogue(path).dataset["size"][:] == ["12", "12-B", None]
+
+
+def test_json_of_texts_and_lists_of_texts(shop):
+    path = write_jsonl(shop / "a.jsonl", [ROWS[0], {**ROWS[1], "text": ["One", "Two"]}])
+    assert read_catalogue(path).dataset["texts"][:] == [["Thing 0"], ["One", "Two"]]
+
+
+def test_half_an_emoji_does_not_stop_the_run(shop):
+    lines = [json.dumps({**ROWS[0], "text": "Hat \ud83d"}), json.dumps({**ROWS[1], "text": "Hat 🎩"})]
+    (shop / "a.jsonl").write_text("\n".join(lines))
+    intake = read_catalogue(shop / "a.jsonl")
+    assert intake.dataset["texts"][:] == [["Hat 🎩"]]
+    assert [fault.row for fault in intake.quarantine] == [1]
+
+
+def test_paths_that_lead_nowhere(shop):
+    (shop / "a.xlsx").touch()
+    (shop / "empty").mkdir()
+    write_csv(shop / "a.csv")
+    write_csv(shop / "b.csv")
+    for path, error, words in [
+        (shop / "a.xlsx", ValueError, r"'\.xlsx', allowed are \.csv, \.json, \.jsonl, \.parquet, \.tsv"),
+        (shop / "no.csv", FileNotFoundError, r"No catalogue at .*no\.csv"),
+        ("no.csv", FileNotFoundError, "No catalogue at 'no.csv'"),
+        (shop / "*.tsv", FileNotFoundError, "No file matches"),
+        (shop / "empty", FileNotFoundError, "holds no table.*metadata.jsonl"),
+        (shop, ValueError, r"several tables: a\.csv, b\.csv"),
+        ({"holdout": shop / "a.csv"}, ValueError, "Unknown split 'holdout'.*train, validation, test"),
+        ({}, ValueError, "mapping of splits is empty"),
+    ]:
+        with pytest.raises(error, match=words):
+            read_catalogue(path)
+
+
+def test_an_unreachable_hub_dataset_is_worded():
+    with pytest.raises(FileNotFoundError, match=r"'acme/no-such-shop' is no file or folder here.*HF_HUB_OFFLINE"):
+        read_catalogue("acme/no-such-shop")
+
+
+def test_a_hub_dataset(shop, monkeypatch):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["hat", "cap"]),
+        }
+    )
+    rows = datasets.Dataset.from_list(
+        [{"image": str(shop / f"{n}.png"), "text": f"Thing {n}", "label": n % 2} for n in range(4)], features
+    )
+    loaded = datasets.DatasetDict({"train": rows.select([0, 1]), "test": rows.select([2, 3])})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
+    splits = load_catalogue("acme/shop")
+    assert {name: part["texts"][:] for name, part in splits.items()} == {
+        "train": [["Thing 0"], ["Thing 1"]],
+        "test": [["Thing 2"], ["Thing 3"]],
+    }
+    assert splits["test"]["label"][:] == ["hat", "cap"]
+    assert splits["test"][1]["image"].getpixel((0, 0)) == (3, 0, 7)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": rows}))
+    assert read_catalogue("acme/shop").own_splits is None
