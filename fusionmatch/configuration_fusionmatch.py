@@ -55,8 +55,6 @@ class FusionMatchConfig(PreTrainedConfig):
             The same for the text tower. Both lists are empty or neither is.
         max_level_tokens (`int`, *optional*, defaults to 64):
             Vision levels with more tokens are average-pooled on their grid to at most this many.
-        vision_level_sizes (`list[int]`, *optional*):
-            Channels of each vision level. Found out from the tower and filled in when the model is built.
         hidden_size (`int`, *optional*, defaults to 256):
             Width d of the fusion branch.
         num_hidden_layers (`int`, *optional*, defaults to 1):
@@ -120,7 +118,6 @@ class FusionMatchConfig(PreTrainedConfig):
     vision_feature_levels: list[int] | tuple[int, ...] = (-4, -1)
     text_feature_levels: list[int] | tuple[int, ...] = (-1,)
     max_level_tokens: int = 64
-    vision_level_sizes: list[int] | None = None
     hidden_size: int = 256
     num_hidden_layers: int = 1
     num_attention_heads: int = 8
@@ -192,11 +189,6 @@ class FusionMatchConfig(PreTrainedConfig):
             raise ValueError(
                 f"`vision_feature_levels` ({self.vision_feature_levels}) and `text_feature_levels` "
                 f"({self.text_feature_levels}) must both name levels, or both be empty for a model without fusion."
-            )
-        if self.vision_level_sizes is not None and len(self.vision_level_sizes) != len(self.vision_feature_levels):
-            raise ValueError(
-                f"`vision_level_sizes` ({self.vision_level_sizes}) needs one size for each of "
-                f"`vision_feature_levels` ({self.vision_feature_levels}); leave it out to have it filled in."
             )
 
 

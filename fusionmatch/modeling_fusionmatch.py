@@ -70,6 +70,7 @@ def image_text_contrastive_loss(logits_per_text: torch.Tensor, positives: torch.
     Returns:
         `torch.Tensor`: the loss, a scalar.
     """
+    logits_per_text = logits_per_text.float()
     if positives is None:
         positives = torch.eye(*logits_per_text.shape, dtype=torch.bool, device=logits_per_text.device)
 
@@ -176,7 +177,9 @@ class FusionMatchSimilarity(nn.Module):
 
     def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Unit vectors (texts, p) and (images, p) -> logits (texts, images)."""
-        scale = self.logit_scale.clamp(max=self.max_log_scale).exp()
+        # The ceiling holds the value, not the gradient: a scale that overshot it can come back.
+        log_scale = self.logit_scale - (self.logit_scale - self.max_log_scale).clamp(min=0).detach()
+        scale = log_scale.exp()
         logits = text_embeds @ image_embeds.t().to(text_embeds.device) * scale.to(text_embeds.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.to(text_embeds.device)
 
@@ -256,8 +259,6 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         self._text_arguments = accepted(self.text_model, "token_type_ids", "position_ids")
 
         vision_size, level_sizes = probe_vision_tower(config)
-        if config.vision_level_sizes is None:
-            config.vision_level_sizes = level_sizes
         text_size = config.text_config.hidden_size
         if config.text_pooling == "pooler":
             text_size = getattr(config.text_config, "projection_size", None) or text_size

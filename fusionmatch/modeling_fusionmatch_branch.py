@@ -240,7 +240,7 @@ class FusionMatchBranch(nn.Module):
             for pooling, tokens in zip(self.level_poolings, hidden_states.split(lengths, dim=1), strict=True)
         ]
         fused, shares = self.fusion(torch.stack([vector for vector, _ in pooled], dim=1))
-        # The gate is read here and not by the caller: an offloaded parameter is only there during its module's forward.
+        # Read here and not by the caller: an offloaded parameter is only there during its module's forward.
         return (
             l2_normalize(self.projection(fused)),
             torch.tanh(self.gate),

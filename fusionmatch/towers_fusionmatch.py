@@ -134,7 +134,7 @@ def check_text_tower(config: FusionMatchConfig, tower: PreTrainedModel) -> None:
 
 
 def wanted_hidden_states(outputs: ModelOutput, wanted: bool | int | list[int]) -> tuple | None:
-    """The hidden states that `output_hidden_states` asks for: all, or those with the given indices, `None` elsewhere."""
+    """The hidden states that `output_hidden_states` asks for: all, or those at some indices, `None` elsewhere."""
     hidden_states = outputs.get("hidden_states")
     if hidden_states is None or isinstance(wanted, bool):
         return hidden_states if wanted else None

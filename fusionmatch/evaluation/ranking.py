@@ -74,7 +74,8 @@ def retrieval_metrics(
         - `{i2t,t2i}_queries`: number of queries measured. A query with no relevant item in the gallery is left out of
           every mean; `images - i2t_queries` and `texts - t2i_queries` are the numbers left out.
         - `rsum`: sum of the six recalls at 1, 5 and 10, 0 to 600. Only if `ks` holds 1, 5 and 10.
-        - `chance_rsum`: the expected `rsum` of a model that ranks at random, for these very galleries. Likewise.
+        - `chance_{i2t,t2i}_recall@{k}`, `chance_rsum`: what a model that ranks at random is expected to reach with
+          these very galleries.
         - `images`, `texts`: sizes of the two galleries, items without a counterpart included.
 
     Raises:
@@ -96,21 +97,19 @@ def retrieval_metrics(
         )
 
     metrics: dict[str, float] = {}
-    for direction, rank in zip(("i2t", "t2i"), ranks, strict=True):
+    for direction, rank, counts, gallery in zip(("i2t", "t2i"), ranks, relevant, reversed(sizes), strict=True):
         found = rank[rank > 0]
         for k in depths:
             metrics[f"{direction}_recall@{k}"] = 100.0 * int((found <= k).sum()) / len(found)
+            metrics[f"chance_{direction}_recall@{k}"] = chance_recall(counts, gallery, k)
         metrics[f"{direction}_median_rank"] = math.floor(np.median(found.numpy() - 1)) + 1.0
         metrics[f"{direction}_mrr"] = found.double().reciprocal().mean().item()
         metrics[f"{direction}_queries"] = len(found)
     if {1, 5, 10} <= set(depths):
-        depths = (1, 5, 10)
-        metrics["rsum"] = math.fsum(metrics[f"{direction}_recall@{k}"] for direction in ("i2t", "t2i") for k in depths)
-        metrics["chance_rsum"] = math.fsum(
-            chance_recall(counts, gallery, k)
-            for counts, gallery in zip(relevant, reversed(sizes), strict=True)
-            for k in depths
-        )
+        for prefix in ("", "chance_"):
+            metrics[f"{prefix}rsum"] = math.fsum(
+                metrics[f"{prefix}{direction}_recall@{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10)
+            )
     return metrics | {"images": sizes[0], "texts": sizes[1]}
 
 

@@ -14,6 +14,7 @@
 
 """What trains: frozen towers, LoRA on them, and the modules that an adapter carries whole."""
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Attention projections of transformer towers, pointwise convolutions of convolutional ones, by their names in transformers.
+# Attention projections of transformer towers; of convolutional ones the pointwise convolutions of the last blocks
+# ({last}: the last third), because the gradient then need not go through the early blocks, which are the dearest.
 # Keyed by a part of the tower's `model_type`; the first that fits counts.
 LORA_TARGETS = {
     "distilbert": r"(q_lin|v_lin)",
@@ -39,9 +41,9 @@ LORA_TARGETS = {
     "dino": r"(q_proj|v_proj|query|value)",
     "swin": r"(q_proj|v_proj|query|value)",
     "bert": r"(query|value)",
-    "convnext": r"(pwconv1|pwconv2)",
-    "efficientnet": r"(expand_conv|project_conv|top_conv)",
-    "resnet": r"convolution",
+    "convnext": r"stages\.{last}\..*(pwconv1|pwconv2)",
+    "efficientnet": r"(blocks\.{last}\..*(expand_conv|project_conv)|top_conv)",
+    "resnet": r"stages\.{last}\..*convolution",
 }
 
 HEAD_MODULES = ("vision_head", "text_head", "vision_fusion", "text_fusion", "similarity")
@@ -75,7 +77,12 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
                 f"No LoRA preset for the {tower} tower type `{model_type}`. Known: {', '.join(LORA_TARGETS)}. Name "
                 "the modules yourself with `target_modules` (`--lora_target_modules`)."
             )
-        patterns.append(rf"{tower}_model\..*\b{target}")
+        tower_model = getattr(model, f"{tower}_model")
+        blocks = [
+            name for name, _ in tower_model.named_modules() if re.fullmatch(r"encoder\.(blocks|stages)\.\d+", name)
+        ]
+        last = "|".join(str(i) for i in range(len(blocks) - math.ceil(len(blocks) / 3), len(blocks)))
+        patterns.append(rf"{tower}_model\..*\b{target.replace('{last}', f'({last})')}")
     return "|".join(patterns)
 
 

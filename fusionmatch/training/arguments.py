@@ -39,7 +39,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
     > Defaults that differ from `TrainingArguments`: `per_device_train_batch_size=128` and `learning_rate=1e-3` (the
     > contrast is among the pairs of a batch, and the heads are small), `weight_decay=0.05`,
     > `lr_scheduler_type="cosine"` with `warmup_steps=0.05` (a share of all steps), `num_train_epochs=20`,
-    > `eval_strategy` and `save_strategy` `"epoch"`, `save_total_limit=2`, `load_best_model_at_end=True` by `metric_for_best_model="rsum"`,
+    > `eval_strategy` and `save_strategy` `"epoch"`, `save_total_limit=2`, `load_best_model_at_end=True` by
+    > `metric_for_best_model="rsum"`,
     > `dataloader_drop_last=True`, `remove_unused_columns=False`, `report_to="none"`, `logging_steps=10`.
 
     Raises:
@@ -56,9 +57,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    eval_strategy: str = field(
-        default="epoch", metadata={"help": "When to measure on the validation split."}
-    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the validation split."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether to end with the best checkpoint."})

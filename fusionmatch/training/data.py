@@ -14,7 +14,7 @@
 """From a catalogue split to training batches."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from ..evaluation.retrieval import FeatureLookup, image_inputs
 
 
 logger = logging.get_logger(__name__)
-
-FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
 
 
 def product_id(product: str) -> int:
@@ -138,8 +136,7 @@ class FusionMatchCollator:
         if self.vision_features is not None:
             batch["vision_features"] = self.vision_features([item["index"] for item in items])
         else:
-            images = [item["image"].convert("RGB") for item in items]
-            batch["pixel_values"] = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            batch["pixel_values"] = image_inputs(self.processor, [item["image"] for item in items])
         if self.text_features is not None:
             batch["text_features"] = self.text_features([i for item in items for i in item["text_indices"]])
         else:

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..evaluation.retrieval import image_inputs
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
@@ -144,9 +145,7 @@ class TowerFeatureCache:
         def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
             for first in range(start, end, batch_size):
                 images = dataset[first : min(first + batch_size, end)]["image"]
-                images = [image.convert("RGB") for image in images]
-                inputs = processor.image_processor(images=images, return_tensors="pt")
-                yield {"pixel_values": inputs["pixel_values"]}
+                yield {"pixel_values": image_inputs(processor, images)}
 
         return cls._load_or_compute(model, Path(cache_dir) / key, len(dataset), batches, "Vision tower, once")
 

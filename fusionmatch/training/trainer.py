@@ -39,6 +39,10 @@ from .features import TowerFeatureCache
 logger = logging.get_logger(__name__)
 
 
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 class FusionMatchTrainer(Trainer):
     r"""
     [`~transformers.Trainer`] for [`FusionMatchModel`]: multi-positive InfoNCE over the batch gathered from all
@@ -105,7 +109,7 @@ class FusionMatchTrainer(Trainer):
             if Path(model.config.name_or_path).is_dir():
                 model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
             model = peft.get_peft_model(model, peft_config)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if not _trains(model):
             raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
         for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
             if dataset is not None:
@@ -116,10 +120,13 @@ class FusionMatchTrainer(Trainer):
         core = unwrap_model(model)
         # Taken before training: the fingerprint of what an adapter is made on.
         self._base_fingerprint = fingerprint(model) if core is not model else None
+        if core is model:
+            trains = {name for name, module in core.named_children() if _trains(module)}
+            core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trains]
         caching = args.cache_tower_features
         self._cache_dir = Path(args.feature_cache_dir or Path(args.output_dir) / "feature_cache")
-        self._cached_vision = caching and not any(p.requires_grad for p in core.vision_model.parameters())
-        self._cached_text = caching and not any(p.requires_grad for p in core.text_model.parameters())
+        self._cached_vision = caching and not _trains(core.vision_model)
+        self._cached_text = caching and not _trains(core.text_model)
         self._features: dict[tuple[int, bool], dict[str, TowerFeatureCache]] = {}
         # Needed before Trainer's own constructor has run, which has to be given the collator with the features.
         self.args, self._core, self._processor = args, core.to(args.device), processing_class
@@ -235,7 +242,9 @@ class FusionMatchTrainer(Trainer):
             disable_tqdm=True,
             **self.cached_features(dataset),
         )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        # Sizes and chance levels stay what they are from epoch to epoch; the log is for what moves.
+        moving = (name for name in metrics if "recall" in name or "rank" in name or name.endswith(("mrr", "rsum")))
+        metrics = {f"{metric_key_prefix}_{name}": metrics[name] for name in moving if "chance" not in name}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -266,6 +275,28 @@ class FusionMatchTrainer(Trainer):
             for group in groups:
                 optimizer.add_param_group(group)
         return optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._reload(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._reload(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _reload(self, checkpoint: str) -> bool:
+        """
+        Loads a whole checkpoint into the model through `from_pretrained`.
+
+        Checkpoints hold the names under which a tower's weights are published, and only `from_pretrained` turns those
+        into the names of its modules. Trainer reads the file as it is and would leave such a tower (a ViT is one)
+        as it was, with a warning.
+        """
+        whole = self._base_fingerprint is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if whole:
+            core = self.accelerator.unwrap_model(self.model)
+            core.load_state_dict(type(core).from_pretrained(checkpoint, config=core.config).state_dict())
+        return whole
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

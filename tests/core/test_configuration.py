@@ -58,7 +58,6 @@ def test_saved_and_loaded_configuration_is_the_same(tmp_path):
         ({"num_hidden_layers": -1}, "`num_hidden_layers` must be 0 or more, got -1"),
         ({"hidden_dropout_prob": 1.0}, r"`hidden_dropout_prob` must lie in \[0, 1\), got 1.0"),
         ({"vision_feature_levels": []}, "must both name levels, or both be empty"),
-        ({"vision_level_sizes": [8]}, "needs one size for each"),
     ],
 )
 def test_contradictions_are_refused_with_both_values(settings, message):

@@ -256,7 +256,7 @@ class TestForward:
 
     def test_pooler_that_the_tower_has_not(self):
         model = tiny_model("vit", "distilbert", text_pooling="pooler")
-        with pytest.raises(ValueError, match='the text tower has no `pooler_output`. Use "mean" or "cls"'):
+        with pytest.raises(ValueError, match=r'the text tower has no `pooler_output`\. Use "mean" or "cls"'):
             model(input_ids=tiny_inputs()["input_ids"])
 
     def test_first_token_pooling(self):
@@ -365,6 +365,38 @@ class TestLoss:
 
 
 class TestAttention:
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    def test_equals_torch_s_multi_head_attention(self, implementation):
+        model = tiny_model()
+        model.set_attn_implementation(implementation)
+        perturb(model)
+        ours = model.vision_fusion.layers[0].self_attn
+        reference = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+        projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+        with torch.no_grad():
+            reference.in_proj_weight.copy_(10 * torch.cat([projection.weight for projection in projections]))
+            reference.in_proj_bias.copy_(torch.cat([projection.bias for projection in projections]))
+            for projection in projections:
+                projection.weight.mul_(10)  # so that attention is far from uniform
+            reference.out_proj.load_state_dict(ours.out_proj.state_dict())
+            tokens = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+            expected, weights = reference(tokens, tokens, tokens)
+            found, _ = ours(tokens, None)
+        assert weights.max().item() > 0.3
+        assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_pooling_with_a_zero_query_is_the_mean(self):
+        pooling = tiny_model().vision_fusion.level_poolings[0]
+        tokens = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+        with torch.no_grad():
+            pooling.query.zero_()
+            found, weights = pooling(tokens, mask)
+            normed = pooling.layer_norm(tokens)
+        assert torch.allclose(found[0], normed[0].mean(dim=0), atol=1e-6)
+        assert torch.allclose(found[1], normed[1, :2].mean(dim=0), atol=1e-6)
+        assert torch.allclose(weights[1, 0], torch.tensor([0.5, 0.5, 0, 0, 0]))
+
     def test_sdpa_equals_eager(self):
         model, inputs = tiny_model(), tiny_inputs()
         results = {}

@@ -82,6 +82,12 @@ def test_five_captions_an_image():
             "t2i_queries": 10,
             "rsum": 490,
             # i2t: 5 of 10 are relevant, 1 - C(5,5)/C(10,5) at 5; t2i: 1 of 2.
+            "chance_i2t_recall@1": 50,
+            "chance_i2t_recall@5": 100 * (1 - 1 / 252),
+            "chance_i2t_recall@10": 100,
+            "chance_t2i_recall@1": 50,
+            "chance_t2i_recall@5": 100,
+            "chance_t2i_recall@10": 100,
             "chance_rsum": 50 + 100 * (1 - 1 / 252) + 100 + 50 + 100 + 100,
             "images": 2,
             "texts": 10,

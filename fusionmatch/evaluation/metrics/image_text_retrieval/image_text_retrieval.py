@@ -44,7 +44,7 @@ Returns:
     - `{i2t,t2i}_mrr` (`float`): mean reciprocal rank of the first match, 0 to 1.
     - `{i2t,t2i}_queries` (`int`): number of queries that have a match; the others are left out.
     - `rsum` (`float`): sum of the six recalls at 1, 5 and 10, 0 to 600. Only if `ks` holds 1, 5 and 10.
-    - `chance_rsum` (`float`): the expected `rsum` of a random ranking. Only if `rsum` is there.
+    - `chance_{i2t,t2i}_recall@{k}`, `chance_rsum` (`float`): what a random ranking is expected to reach.
     - `images`, `texts` (`int`): sizes of the galleries.
 
 Examples:

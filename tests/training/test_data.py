@@ -1,0 +1,88 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from fusionmatch.training.data import FusionMatchCollator, PairDataset, count_truncated, product_id
+
+from ..core.tiny import tiny_processor
+
+
+def rows(texts, products):
+    return datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (8, 8), (10 * i, 0, 0)) for i in range(len(texts))], "texts": texts}
+        | {"product": products}
+    ).cast_column("image", datasets.Image())
+
+
+def test_every_text_is_seen_equally_often():
+    pairs = PairDataset(rows([["a", "b", "c"], ["d"]], ["p", "q"]))
+    seen = []
+    for epoch in range(6):
+        pairs.set_epoch(epoch)
+        seen += pairs[0]["texts"]
+    assert sorted(seen) == ["a", "a", "b", "b", "c", "c"]
+    assert pairs[1]["texts"] == ["d"]
+
+
+def test_several_texts_of_a_picture_are_different_ones():
+    pairs = PairDataset(rows([["a", "b", "c"], ["d"]], ["p", "q"]), texts_per_image=2)
+    assert len(set(pairs[0]["texts"])) == 2
+    assert pairs[1]["texts"] == ["d"]
+    batch = FusionMatchCollator(tiny_processor())([pairs[0], pairs[1]])
+    assert len(batch["pixel_values"]) == 2
+    assert len(batch["input_ids"]) == 3
+    assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
+
+
+def test_text_indices_count_through_all_rows():
+    pairs = PairDataset(rows([["a", "b"], ["c"], ["d", "e"]], ["p", "q", "r"]), texts_per_image=9)
+    indices = sorted(i for row in range(3) for i in pairs[row]["text_indices"])
+    assert indices == [0, 1, 2, 3, 4]
+
+
+def test_product_ids_are_the_same_everywhere():
+    assert product_id("MH01") == 3141993529914123483  # written down once, in another process
+    assert product_id("MH01") != product_id("MH02")
+    assert 0 <= product_id("赤い傘") < 2**63
+
+
+def test_one_product_is_refused():
+    with pytest.raises(ValueError, match="at least two products"):
+        PairDataset(rows([["a"], ["b"]], ["p", "p"]))
+
+
+def test_another_schema_is_refused():
+    with pytest.raises(ValueError, match=r"no column \['product', 'texts'\]"):
+        PairDataset(datasets.Dataset.from_dict({"image": [1], "caption": ["a"]}))
+
+
+def test_truncated_texts_are_counted():
+    tokenizer = tiny_processor().tokenizer
+    texts = ["red mug", " ".join(["red"] * 38), " ".join(["red"] * 39)]
+    assert count_truncated(texts, tokenizer) == 1  # the limit is 40 with [CLS] and [SEP]
+    assert count_truncated(texts, tokenizer, max_length=3) == 3
+
+
+def test_pictures_of_any_mode_become_batches():
+    collate = FusionMatchCollator(tiny_processor())
+    items = [
+        {"image": Image.new(mode, (9, 7)), "texts": ["a"], "product": i, "index": i, "text_indices": [i]}
+        for i, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "1", "LA"))
+    ]
+    batch = collate(items)
+    assert batch["pixel_values"].shape == (7, 3, 32, 32)
+    assert torch.isfinite(batch["pixel_values"]).all()

@@ -1,0 +1,93 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import pytest
+import torch
+
+from fusionmatch.evaluation.retrieval import embed_catalogue, unique_texts
+from fusionmatch.training import TowerFeatureCache, features
+
+from ..core.tiny import perturb
+
+
+def caches(model, processor, dataset, folder):
+    texts, _ = unique_texts(dataset)
+    return {
+        "vision_features": TowerFeatureCache.for_images(model, processor, dataset, folder),
+        "text_features": TowerFeatureCache.for_texts(model, processor, texts, folder),
+    }
+
+
+def test_cached_features_give_the_same_embeddings(model, processor, splits, tmp_path):
+    perturb(model)
+    direct = embed_catalogue(model, processor, splits["test"], disable_tqdm=True)
+    cached = embed_catalogue(
+        model, processor, splits["test"], disable_tqdm=True, **caches(model, processor, splits["test"], tmp_path)
+    )
+    # Level tokens are kept in half precision.
+    torch.testing.assert_close(cached.image_embeds, direct.image_embeds, atol=1e-3, rtol=0)
+    torch.testing.assert_close(cached.text_embeds, direct.text_embeds, atol=1e-3, rtol=0)
+
+
+def test_without_fusion_the_cache_is_exact(processor, splits, tmp_path):
+    from ..core.tiny import tiny_model
+
+    model = tiny_model(vision_feature_levels=[], text_feature_levels=[])
+    direct = embed_catalogue(model, processor, splits["test"], disable_tqdm=True)
+    cached = embed_catalogue(
+        model, processor, splits["test"], disable_tqdm=True, **caches(model, processor, splits["test"], tmp_path)
+    )
+    torch.testing.assert_close(cached.image_embeds, direct.image_embeds, atol=1e-6, rtol=0)
+    torch.testing.assert_close(cached.text_embeds, direct.text_embeds, atol=1e-6, rtol=0)
+
+
+def test_the_key_changes_with_weights_settings_and_data(model, processor, splits, tmp_path):
+    dataset, folder = splits["test"], tmp_path
+    first = TowerFeatureCache.for_images(model, processor, dataset, folder).folder
+    assert TowerFeatureCache.for_images(model, processor, dataset, folder).folder == first
+    others = {first, TowerFeatureCache.for_images(model, processor, dataset.select(range(3)), folder).folder}
+    processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+    others.add(TowerFeatureCache.for_images(model, processor, dataset, folder).folder)
+    perturb(model)
+    others.add(TowerFeatureCache.for_images(model, processor, dataset, folder).folder)
+    assert len(others) == 4
+
+
+def test_a_change_of_heads_keeps_the_key(model, processor, splits, tmp_path):
+    first = TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path).folder
+    perturb(model.vision_head)
+    perturb(model.vision_fusion)
+    assert TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path).folder == first
+
+
+def test_a_cut_off_computation_goes_on(model, processor, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_ROWS", 4)
+    dataset = splits["test"].select(range(10))
+    whole = TowerFeatureCache.for_images(model, processor, dataset, tmp_path / "whole")
+    cut = TowerFeatureCache.for_images(model, processor, dataset, tmp_path / "cut").folder
+    (cut / "00001.safetensors").unlink()
+    (cut / "00002.partial").write_bytes(b"half")
+
+    encoded = []
+    encode_tower = model.encode_tower
+    monkeypatch.setattr(model, "encode_tower", lambda **inputs: encoded.append(1) or encode_tower(**inputs))
+    again = TowerFeatureCache.for_images(model, processor, dataset, tmp_path / "cut")
+    assert len(encoded) == 1
+    for i in range(10):
+        torch.testing.assert_close(again([i]).pooled, whole([i]).pooled, atol=0, rtol=0)
+
+
+def test_an_index_outside_is_an_error(model, processor, splits, tmp_path):
+    cache = TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path)
+    with pytest.raises(IndexError, match="rows"):
+        cache([len(cache)])

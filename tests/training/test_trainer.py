@@ -1,0 +1,294 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainingArguments
+from fusionmatch.loading import load_pretrained
+from fusionmatch.training import describe_trainable, freeze_towers, lora_config
+from fusionmatch.training.pipeline import check_output_dir, fit
+
+from ..core.tiny import perturb, tiny_model
+
+
+def arguments(folder, **settings):
+    defaults = {
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return FusionMatchTrainingArguments(str(folder), **(defaults | settings))
+
+
+def make_trainer(model, splits, processor, folder, peft_config=None, **settings):
+    return FusionMatchTrainer(
+        model,
+        arguments(folder, **settings),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+        peft_config=peft_config,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_learns_and_ends_with_the_best_epoch(model, splits, processor, tmp_path):
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, num_train_epochs=8)
+    before = trainer.evaluate()["eval_rsum"]
+    trainer.train()
+    measured = [entry["eval_rsum"] for entry in trainer.state.log_history if "eval_rsum" in entry][1:]
+    assert max(measured) > before + 20
+    assert trainer.evaluate()["eval_rsum"] == pytest.approx(max(measured))
+
+
+def test_frozen_towers_do_not_change_and_the_rest_does(model, splits, processor, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    make_trainer(freeze_towers(model), splits, processor, tmp_path).train()
+    for name, tensor in model.state_dict().items():
+        in_tower = name.startswith(("vision_model.", "text_model."))
+        assert torch.equal(tensor.cpu(), before[name]) == in_tower, name
+
+
+def test_cached_towers_give_the_losses_of_uncached_ones(splits, processor, tmp_path):
+    runs = []
+    for cached in (False, True):
+        trainer = make_trainer(
+            freeze_towers(tiny_model(gate_init_value=0.0)),
+            splits,
+            processor,
+            tmp_path / str(cached),
+            cache_tower_features=cached,
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == pytest.approx(runs[1], abs=2e-3)
+    assert not (tmp_path / "False" / "feature_cache").exists()
+
+
+def test_no_decay_for_vectors_gates_scale_and_level_embeddings(model, splits, processor, tmp_path):
+    trainer = make_trainer(model, splits, processor, tmp_path, weight_decay=0.1, tower_learning_rate=1e-4)
+    groups = trainer.create_optimizer().param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_name = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert set(by_name) == {name for name, _ in model.named_parameters()}
+    for name in (
+        "similarity.logit_scale",
+        "vision_fusion.gate",
+        "text_fusion.level_embeddings",
+        "vision_fusion.level_poolings.0.query",
+        "vision_head.fc1.bias",
+        "vision_head.layer_norm.weight",
+    ):
+        assert by_name[name]["weight_decay"] == 0, name
+    assert by_name["vision_head.fc1.weight"]["weight_decay"] == 0.1
+    assert by_name["vision_head.fc1.weight"]["lr"] == 1e-2
+    tower = next(name for name in by_name if name.startswith("text_model.") and name.endswith("weight"))
+    assert by_name[tower]["lr"] == 1e-4
+
+
+def test_products_are_never_their_own_negatives(model, splits, processor, tmp_path):
+    """Two pairs of one product: the loss does not push them apart, whatever their similarity."""
+    trainer = make_trainer(model, splits, processor, tmp_path)
+
+    class Outputs:
+        image_embeds = torch.eye(4)[:3]
+        text_embeds = torch.eye(4)[:3].requires_grad_()
+
+    product = torch.tensor([7, 7, 9])
+    same = trainer.compute_losses(Outputs, product, product)["fused"]
+    logits = model.similarity(Outputs.text_embeds, Outputs.image_embeds)
+    log_probability = logits.log_softmax(dim=1)
+    by_hand = -(
+        (log_probability[0, 0] + log_probability[0, 1]) / 2
+        + (log_probability[1, 0] + log_probability[1, 1]) / 2
+        + log_probability[2, 2]
+    ) / 3
+    assert same.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("what", ["full", "frozen", "lora"])
+def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, tmp_path):
+    settings = {"num_train_epochs": 4, "load_best_model_at_end": False, "save_total_limit": None}
+
+    def start(folder, seed):
+        # What trains starts from another initialisation when resuming: all of it has to come out of the checkpoint.
+        model = tiny_model()
+        if what == "full":
+            model = tiny_model(seed=seed)
+        elif what == "frozen":
+            freeze_towers(model)
+            perturb(model.vision_head, seed)
+            perturb(model.text_fusion, seed)
+        peft_config = lora_config(model) if what == "lora" else None
+        torch.manual_seed(seed)
+        return make_trainer(model, splits, processor, folder, peft_config, **settings)
+
+    whole = start(tmp_path / "whole", 1)
+    whole.train()
+    checkpoint = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[1]
+    resumed = start(tmp_path / "resumed", 2)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_accumulated_batches_average(splits, processor, tmp_path):
+    """Two micro-batches of accumulation weigh as their mean: a constant loss is logged as itself, not halved."""
+    trainer = make_trainer(
+        tiny_model(), splits, processor, tmp_path, gradient_accumulation_steps=2, max_steps=2, learning_rate=0.0
+    )
+    trainer.train()
+    single = make_trainer(tiny_model(), splits, processor, tmp_path / "single", max_steps=2, learning_rate=0.0)
+    single.train()
+    assert losses(trainer)[0] == pytest.approx(losses(single)[0], rel=0.2)
+
+
+def test_nan_stops_with_words_and_keeps_checkpoints(model, splits, processor, tmp_path):
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, num_train_epochs=1)
+    trainer.train()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*/model.safetensors"))
+    with torch.no_grad():
+        model.similarity.logit_scale.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="Checkpoints written before are intact"):
+        make_trainer(model, splits, processor, tmp_path / "again").train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*/model.safetensors")) == kept != []
+
+
+def test_no_pickle_in_the_final_folder(model, splits, processor, tmp_path):
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path / "run", num_train_epochs=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in names)
+    assert {"config.json", "model.safetensors", "processor_config.json", "training_args.json"} <= names
+    assert json.loads((tmp_path / "out" / "training_args.json").read_text())["num_train_epochs"] == 1
+
+
+def test_a_batch_larger_than_the_data_still_trains(model, splits, processor, tmp_path):
+    trainer = make_trainer(
+        freeze_towers(model), splits, processor, tmp_path, per_device_train_batch_size=4096, num_train_epochs=1
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert losses(trainer)[0] > 0
+
+
+def test_adapter_on_a_fresh_head_carries_it_whole(splits, processor, tmp_path):
+    base = tiny_model(gate_init_value=0.0)
+    base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, processor = load_pretrained(tmp_path / "base")
+    config = lora_config(model)
+    assert set(config.modules_to_save) == set(base.config.untrained_modules)
+    result = fit(model, processor, splits, arguments(tmp_path / "adapter", num_train_epochs=3), config)
+    assert result.after["rsum"] != result.before["rsum"]
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any("vision_head" in name for name in weights)
+    assert not any(name.endswith("query.weight") for name in weights)
+
+    loaded, _ = load_pretrained(tmp_path / "adapter")
+    rows = splits["test"]
+    from fusionmatch.evaluation.retrieval import embed_catalogue
+
+    again = embed_catalogue(loaded, processor, rows, disable_tqdm=True)
+    torch.testing.assert_close(again.image_embeds, result.after_embeddings.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.text_embeds, result.after_embeddings.text_embeds, atol=1e-5, rtol=0)
+
+    # The base was changed behind the adapter's back.
+    other, _ = load_pretrained(tmp_path / "base")
+    perturb(other)
+    other.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="was made on a base with the fingerprint"):
+        load_pretrained(tmp_path / "adapter")
+
+
+def test_adapter_on_a_trained_head_is_low_rank_there_too(tmp_path):
+    model = tiny_model()
+    config = lora_config(model)
+    assert config.modules_to_save == ["similarity"]
+    import peft
+
+    wrapped = peft.get_peft_model(model, config)
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    assert any("vision_fusion" in name and "lora_A" in name for name in trained)
+    assert any("text_head" in name and "lora_B" in name for name in trained)
+    assert any("similarity" in name for name in trained)
+    assert not any(name.endswith("fc1.base_layer.weight") for name in trained)
+    name, trainable, total = describe_trainable(wrapped)[-1]
+    assert name == "all"
+    assert trainable == sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    assert 0 < trainable < total
+
+
+@pytest.mark.parametrize("vision", ["vit", "siglip_vision_model", "clip_vision_model", "swin", "convnext", "resnet"])
+@pytest.mark.parametrize("text", ["bert", "distilbert", "xlm-roberta", "clip_text_model", "siglip_text_model"])
+def test_a_preset_for_every_tower_family(vision, text):
+    import peft
+
+    wrapped = peft.get_peft_model(tiny_model(vision, text), lora_config(tiny_model(vision, text)))
+    adapted = {name.split(".")[2] for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")}
+    assert {"vision_model", "text_model"} <= adapted
+
+
+def test_an_unknown_tower_family_names_the_remedy():
+    model = tiny_model()
+    model.config.vision_config.model_type = "novel"
+    with pytest.raises(ValueError, match="target_modules"):
+        lora_config(model)
+
+
+def test_output_folders(tmp_path):
+    assert check_output_dir(tmp_path / "new") is None
+    (tmp_path / "run" / "checkpoint-7").mkdir(parents=True)
+    assert check_output_dir(tmp_path / "run").endswith("checkpoint-7")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.docx").touch()
+    with pytest.raises(ValueError, match="thesis.docx"):
+        check_output_dir(tmp_path / "other")
+
+
+def test_missing_splits_are_named(model, splits, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"\['test'\] are missing"):
+        fit(model, processor, {name: splits[name] for name in ("train", "validation")}, arguments(tmp_path))
+
+
+def test_a_frozen_model_is_refused(model, splits, processor, tmp_path):
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_trainer(model, splits, processor, tmp_path)
+
+
+def test_training_clears_the_untrained_mark(splits, processor, tmp_path):
+    model = tiny_model(gate_init_value=0.0)
+    model.config.untrained_modules = ["vision_head", "text_head", "similarity"]
+    make_trainer(freeze_towers(model), splits, processor, tmp_path, num_train_epochs=1).train()
+    checkpoint = next(tmp_path.glob("checkpoint-*"))
+    assert FusionMatchModel.from_pretrained(checkpoint).config.untrained_modules == []
+
+
+def test_an_argument_outside_its_range(tmp_path):
+    with pytest.raises(ValueError, match="texts_per_image"):
+        arguments(tmp_path, texts_per_image=0)
+    with pytest.raises(ValueError, match="max_text_length"):
+        arguments(tmp_path, max_text_length=1)
