@@ -155,9 +155,7 @@ class CatalogueIndex:
         """
         folder = Path(folder)
         if not (folder / "index.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no index (no `index.json`). `CatalogueIndex.build` makes one."
-            )
+            raise FileNotFoundError(f"{folder} holds no index (no `index.json`). `CatalogueIndex.build` makes one.")
         wanted = json.loads((folder / "index.json").read_text(encoding="utf-8"))["model_fingerprint"]
         found = fingerprint(model, with_adapter=True)
         if wanted != found:

@@ -35,9 +35,7 @@ class ModelArguments:
         metadata={"help": "Checkpoint or adapter: folder or Hub name. Without, the starter base is built and used."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    dtype: str = field(
-        default="float32", metadata={"help": "Weights in float32, bfloat16, float16 or auto."}
-    )
+    dtype: str = field(default="float32", metadata={"help": "Weights in float32, bfloat16, float16 or auto."})
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
 
 
@@ -70,9 +68,7 @@ class DataArguments:
     test_file: list[str] | None = field(default=None, metadata={"help": "Test file(s)."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the picture; guessed."})
     additional_images_column: str | None = field(default=None, metadata={"help": "Column of further pictures."})
-    caption_column: list[str] | None = field(
-        default=None, metadata={"help": "Column(s) of the text, joined."}
-    )
+    caption_column: list[str] | None = field(default=None, metadata={"help": "Column(s) of the text, joined."})
     group_column: str | None = field(default=None, metadata={"help": "Column of the product (group); guessed."})
     split_column: str | None = field(default=None, metadata={"help": "Column that says train, validation or test."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})

@@ -118,11 +118,14 @@ def test_products_are_never_their_own_negatives(model, splits, processor, tmp_pa
     same = trainer.compute_losses(Outputs, product, product)["fused"]
     logits = model.similarity(Outputs.text_embeds, Outputs.image_embeds)
     log_probability = logits.log_softmax(dim=1)
-    by_hand = -(
-        (log_probability[0, 0] + log_probability[0, 1]) / 2
-        + (log_probability[1, 0] + log_probability[1, 1]) / 2
-        + log_probability[2, 2]
-    ) / 3
+    by_hand = (
+        -(
+            (log_probability[0, 0] + log_probability[0, 1]) / 2
+            + (log_probability[1, 0] + log_probability[1, 1]) / 2
+            + log_probability[2, 2]
+        )
+        / 3
+    )
     assert same.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 

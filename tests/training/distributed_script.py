@@ -1,0 +1,51 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run under torchrun or accelerate launch by test_distributed.py: trains a few steps and writes what it saw."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+from tests.core.tiny import tiny_model, tiny_processor
+
+
+def main() -> None:
+    catalogue, folder, global_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    splits = load_catalogue(catalogue)
+    args = FusionMatchTrainingArguments(
+        str(folder / "run"),
+        per_device_train_batch_size=1,
+        max_steps=20,
+        logging_steps=1,
+        learning_rate=1e-3,
+        eval_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    args.per_device_train_batch_size = global_batch // args.world_size
+    trainer = FusionMatchTrainer(tiny_model(), args, train_dataset=splits["train"], processing_class=tiny_processor())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    report = {"world_size": args.world_size, "losses": losses, "rates": rates, "weights": weights.tolist()}
+    (folder / f"rank{args.process_index}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

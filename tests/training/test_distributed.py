@@ -1,0 +1,82 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "distributed_script.py"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launch(command, shop, folder):
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [*command, str(SCRIPT), str(shop), str(folder), "16"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+@pytest.fixture(scope="module")
+def one_process(shop, tmp_path_factory):
+    (report,) = launch([sys.executable], shop, tmp_path_factory.mktemp("one") / "run")
+    return report
+
+
+def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_path):
+    # `accelerate launch --cpu --num_processes 2` starts one process without a word; this form starts two on a CPU.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port())]
+    reports = launch(command, shop, tmp_path / "two")
+    assert [report["world_size"] for report in reports] == [2, 2]
+    for report in reports:
+        assert report["losses"] == pytest.approx(one_process["losses"], abs=1e-4)
+        assert report["rates"] == pytest.approx(one_process["rates"], rel=1e-6)
+        assert report["weights"] == pytest.approx(one_process["weights"], abs=1e-5)
+
+
+def test_accelerate_launch_with_one_process(one_process, shop, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    (report,) = launch(command, shop, tmp_path / "one")
+    assert report["world_size"] == 1
+    assert report["losses"] == pytest.approx(one_process["losses"], abs=1e-6)
+
+
+def test_the_schedule_is_warm_up_and_cosine(one_process):
+    rates = one_process["rates"]
+    assert len(rates) == 20
+    assert max(rates) == pytest.approx(1e-3, rel=0.02)
+    assert rates.index(max(rates)) <= 2
+    assert rates[-1] < 2e-5
