@@ -28,6 +28,8 @@ class AdaptTrainingArguments(FusionMatchTrainingArguments):
     """Training arguments with defaults for an adapter on a catalogue of some hundred to some thousand pictures."""
 
     output_dir: str | None = field(default="fusionmatch-adapter", metadata={"help": "Folder for the adapter."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Pairs in a batch, for each process."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training pictures."})
 
 
 def run(argv: list[str]) -> None:

@@ -267,7 +267,7 @@ def test_output_folders(tmp_path):
     assert check_output_dir(tmp_path / "run").endswith("checkpoint-7")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.docx").touch()
-    with pytest.raises(ValueError, match="thesis.docx"):
+    with pytest.raises(ValueError, match=r"thesis\.docx"):
         check_output_dir(tmp_path / "other")
 
 

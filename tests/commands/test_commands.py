@@ -1,0 +1,256 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from transformers import BertConfig, BertModel
+
+from fusionmatch.catalogue.sample_shop import write_sample_shop
+from fusionmatch.commands import COMMANDS, main
+
+from ..core.tiny import tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_sample_shop(tmp_path_factory.mktemp("shop"), num_products=60, image_size=48)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    model = tiny_model(gate_init_value=0.0)
+    model.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+ADAPT = ["--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--disable_tqdm", "True", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def adapter(base, shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted") / "adapter"
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), "--output_dir", str(folder)]
+    assert main([*command, *ADAPT]) == 0
+    return folder
+
+
+def fails(capsys, argv, *words):
+    """The command says in one line what is wrong, and exits with 1."""
+    assert main(argv) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"fusionmatch {argv[0]}: ")
+    for word in words:
+        assert word in message, message
+
+
+def test_adapt_writes_adapter_metrics_report_and_quarantine(adapter, shop, capsys):
+    names = {path.name for path in adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "metrics.json", "report.html"} <= names
+    assert {"quarantine.jsonl", "processor_config.json", "fusionmatch_base.json"} <= names
+    metrics = json.loads((adapter / "metrics.json").read_text())
+    assert metrics["steps"] > 0
+    assert metrics["products"]["train"] + metrics["products"]["validation"] + metrics["products"]["test"] == 54
+    assert 0 < metrics["before"]["chance_rsum"] < 600
+    faults = json.loads((shop.parent / "faults.json").read_text())
+    quarantined = {json.loads(line)["row"] for line in (adapter / "quarantine.jsonl").read_text().splitlines()}
+    assert quarantined < {fault["row"] for fault in faults}
+    assert len(quarantined) == 6
+
+
+def test_the_report_stands_alone(adapter):
+    page = (adapter / "report.html").read_text(encoding="utf-8")
+    assert "RSUM" in page
+    assert "data:image/jpeg;base64," in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+def test_adapt_shows_before_after_and_what_to_type_next(base, shop, tmp_path, capsys):
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop)]
+    assert main([*command, "--output_dir", str(tmp_path / "adapter"), *ADAPT]) == 0
+    shown = capsys.readouterr().out
+    for part in ("60 rows read", "6 quarantined", "quarantine.jsonl", "before is chance", "text → picture R@1"):
+        assert part in shown, part
+    for part in ("queries on", "Text queries among", "Picture query", "report.html", "fusionmatch search"):
+        assert part in shown, part
+
+
+def test_search_by_text_and_by_picture(adapter, shop, capsys, tmp_path):
+    picture = sorted((shop.parent / "images").glob("*.jpg"))[3]
+    command = ["search", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--json"]
+    command += ["--index_dir", str(tmp_path / "index")]
+    assert main([*command, "--query", "red mug", "blue lamp", "--image", str(picture), "--top_k", "3"]) == 0
+    first = capsys.readouterr().out
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert [line["query"] for line in lines] == ["red mug", "blue lamp", str(picture)]
+    assert all(len(line["hits"]) == 3 for line in lines)
+    # A picture of the catalogue finds itself first, with a cosine of 1.
+    assert picture.name in lines[2]["hits"][0]["image_id"]
+    assert lines[2]["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+
+    # The second time the index is read: the catalogue itself is not needed any more.
+    moved = [part if part != str(shop) else str(shop) for part in command]
+    assert main([*moved, "--query", "red mug", "--top_k", "3"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [hit["product"] for hit in again["hits"]] == [hit["product"] for hit in lines[0]["hits"]]
+
+
+def test_an_index_of_another_model_is_refused(adapter, base, shop, tmp_path, capsys):
+    common = ["--catalogue", str(shop), "--index_dir", str(tmp_path / "index"), "--query", "mug", "--json"]
+    assert main(["search", "--model_name_or_path", str(adapter), *common]) == 0
+    fails(capsys, ["search", "--model_name_or_path", str(base), *common], "build the index anew")
+
+
+def test_evaluate_prints_json_and_writes_a_file(adapter, shop, tmp_path, capsys):
+    command = ["evaluate", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--json"]
+    assert main([*command, "--output_file", str(tmp_path / "m.json")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((tmp_path / "m.json").read_text())
+    # The same products are held out as in the adaptation, and the same numbers come out.
+    assert shown["rsum"] == pytest.approx(json.loads((adapter / "metrics.json").read_text())["after"]["rsum"])
+
+
+def test_train_makes_a_base_that_counts_as_trained(base, shop, tmp_path, capsys):
+    command = ["train", "--model_name_or_path", str(base), "--catalogue", str(shop)]
+    assert main([*command, "--output_dir", str(tmp_path / "base"), *ADAPT]) == 0
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert config["untrained_modules"] == []
+    command = ["evaluate", "--model_name_or_path", str(tmp_path / "base"), "--catalogue", str(shop), "--json"]
+    capsys.readouterr()
+    assert main(command) == 0
+    after = json.loads((tmp_path / "base" / "metrics.json").read_text())["after"]["rsum"]
+    assert json.loads(capsys.readouterr().out)["rsum"] == pytest.approx(after)
+
+
+def test_a_recipe_is_read_and_the_command_line_wins(base, shop, tmp_path):
+    recipe = {"model_name_or_path": str(base), "catalogue": str(shop), "num_train_epochs": 1, "use_cpu": True}
+    recipe |= {"per_device_train_batch_size": 8, "learning_rate": "1e-4", "lora_r": 2, "disable_tqdm": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folder = tmp_path / "adapter"
+    assert main(["adapt", "--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(folder), "--lora_r", "3"]) == 0
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3
+    arguments = json.loads((folder / "training_args.json").read_text())
+    assert arguments["learning_rate"] == 1e-4
+    assert arguments["num_train_epochs"] == 1
+
+
+def test_unknown_keys_fail(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("learnin_rate: 1\n")
+    fails(capsys, ["adapt", "--config", str(tmp_path / "recipe.yaml")], "unknown keys", "learnin_rate")
+    with pytest.raises(SystemExit) as stop:
+        main(["adapt", "--catalogue", "x.csv", "--learnin_rate", "1"])
+    assert stop.value.code == 2
+
+
+def test_bad_input_is_one_worded_line(base, shop, tmp_path, capsys):
+    model = ["--model_name_or_path", str(base)]
+    fails(capsys, ["adapt", *model], "--catalogue")
+    fails(capsys, ["adapt", *model, "--catalogue", str(tmp_path / "none.csv")], "none.csv")
+    wrong = ["--catalogue", str(shop), "--caption_column", "tilte"]
+    fails(capsys, ["adapt", *model, *wrong, "--output_dir", str(tmp_path / "a")], "tilte", "title")
+    fails(capsys, ["evaluate", *model, "--catalogue", str(shop), "--split", "tset"], "tset", "validation")
+    fails(capsys, ["search", *model, "--catalogue", str(shop)], "--query")
+    fails(capsys, ["search", *model, "--catalogue", str(shop), "--image", "nowhere.jpg"], "nowhere.jpg")
+    fails(capsys, ["evaluate", *model, "--catalogue", str(shop), "--test_size", "1.5"], "1.5")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("image,title\nmissing.jpg,A mug\n")
+    fails(capsys, ["evaluate", *model, "--catalogue", str(empty)], "No row", "missing")
+    tiny = tmp_path / "tiny.csv"
+    shutil.copytree(shop.parent / "images", tmp_path / "images")
+    header, *rows = shop.read_text(encoding="utf-8").splitlines()
+    tiny.write_text("\n".join([header, *rows[:2]]), encoding="utf-8")
+    fails(capsys, ["adapt", *model, "--catalogue", str(tiny), "--output_dir", str(tmp_path / "b")], "at least 2")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_wrong_model_is_one_worded_line(shop, adapter, tmp_path, capsys):
+    data = ["--catalogue", str(shop)]
+    fails(capsys, ["evaluate", "--model_name_or_path", str(shop.parent), *data], "config.json")
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    bert.save_pretrained(tmp_path / "bert")
+    fails(capsys, ["evaluate", "--model_name_or_path", str(tmp_path / "bert"), *data], "bert", "from_dual_encoder")
+    command = ["adapt", "--model_name_or_path", str(adapter), *data, "--output_dir", str(tmp_path / "again")]
+    fails(capsys, command, "is an adapter", "merge")
+
+
+def test_an_output_folder_with_other_things_is_left_alone(base, shop, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), "--output_dir", str(tmp_path)]
+    fails(capsys, [*command, *ADAPT], "not empty", "--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_run_goes_on_from_the_checkpoint(base, shop, tmp_path, capsys):
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop)]
+    command += ["--output_dir", str(tmp_path / "adapter"), *ADAPT]
+    assert main(command) == 0
+    first = json.loads((tmp_path / "adapter" / "metrics.json").read_text())
+    command[command.index("--num_train_epochs") + 1] = "3"
+    assert main(command) == 0
+    second = json.loads((tmp_path / "adapter" / "metrics.json").read_text())
+    assert second["steps"] == first["steps"] * 3 // 2
+    # Before is the base, also when training goes on.
+    assert second["before"]["rsum"] == pytest.approx(first["before"]["rsum"])
+
+
+def test_sample_shop_and_env(tmp_path, capsys):
+    assert main(["sample-shop", str(tmp_path / "shop"), "--num_products", "20"]) == 0
+    assert (tmp_path / "shop" / "products.csv").is_file()
+    assert "fusionmatch adapt" in capsys.readouterr().out
+    assert main(["env"]) == 0
+    assert "transformers" in capsys.readouterr().out
+
+
+def test_no_command_and_wrong_command(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    assert main(["adopt"]) == 2
+    assert "no command 'adopt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name, capsys):
+    if name == "env":
+        pytest.skip("env has no options")
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"fusionmatch {name}" in capsys.readouterr().out
+
+
+def test_a_fresh_process_without_traceback(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "fusionmatch", "adapt", "--catalogue", "nowhere.csv", "--output_dir", "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "nowhere.csv" in run.stderr
+    assert list(tmp_path.iterdir()) == []
