@@ -18,6 +18,7 @@ import importlib
 import logging
 import sys
 import textwrap
+import warnings
 
 import yaml
 
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fusionmatch: no command {name!r}.\n\n{usage()}", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fusionmatch").setLevel(logging.INFO)
+    # Deprecations between our dependencies are theirs to mend; whoever runs a command can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return importlib.import_module(f".{COMMANDS[name][0]}", __name__).run(rest) or 0
     except USER_ERRORS as error:

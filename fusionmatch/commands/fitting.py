@@ -60,14 +60,15 @@ def fit_and_report(
     result = fit(model, processor, splits, args, peft_config=None if peft_config is None else peft_config(model))
     if not main_process:
         return
-    if fresh:
-        print(
-            f"\nThe base was never trained on pairs ({', '.join(fresh)} are new): before is chance, and the {what} "
-            "carries these modules whole."
-        )
     trained, total = result.trainable[-1][1:]
-    print(f"Trained {trained:,} of {total:,} parameters ({trained / total:.1%}) in {result.seconds:.0f} s.\n")
-    print(format_table(result.before, result.after))
+    print(f"\n{'module':<14}{'trained':>12}{'of':>14}")
+    print("\n".join(f"{name:<14}{some:>12,}{every:>14,}" for name, some, every in result.trainable))
+    if fresh:
+        print(f"The base was never trained on pairs ({', '.join(fresh)} were new), so before is chance.")
+    if peft_config is not None:
+        whole = ", ".join(result.trainer.model.peft_config["default"].modules_to_save)
+        print(f"The adapter carries {whole} whole, and LoRA for the rest of what was trained.")
+    print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after)}")
     queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"
     held_out = f"{queries} on {len(set(splits['test']['product']))} products held out of training"
     print(held_out + ".")

@@ -19,16 +19,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers.utils import logging
 
 from ..modeling_fusionmatch import FusionMatchModel
 
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-
-logger = logging.get_logger(__name__)
 
 # Attention projections of transformer towers; of convolutional ones the pointwise convolutions of the last blocks
 # ({last}: the last third), because the gradient then need not go through the early blocks, which are the dearest.
@@ -137,7 +133,6 @@ def lora_config(
                 if isinstance(child, nn.Linear) and (name == module or name.startswith(f"{module}."))
             ]
         target_modules = "|".join(patterns)
-    logger.info(f"The adapter carries {', '.join(whole)} whole; LoRA on modules that match {target_modules}.")
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,

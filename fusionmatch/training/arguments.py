@@ -16,6 +16,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -88,4 +89,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
         # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        # Pinned memory is for copies to an accelerator; without one torch warns at every epoch.
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         super().__post_init__()

@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -31,6 +31,7 @@ from ..loading import fingerprint, write_fingerprint
 from ..modeling_fusionmatch import image_text_contrastive_loss
 from .adapters import unwrap_model
 from .arguments import FusionMatchTrainingArguments
+from .callbacks import RetrievalProgressCallback
 from .data import FusionMatchCollator, PairDataset, check_columns, count_truncated
 from .distributed import gather_with_grad
 from .features import TowerFeatureCache
@@ -151,6 +152,9 @@ class FusionMatchTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(RetrievalProgressCallback)
 
     @staticmethod
     def _check_batch_size(args: FusionMatchTrainingArguments, rows: int) -> None:
