@@ -37,7 +37,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/embedding_speed.py
+	$(BIN)/python benchmarks/speed.py
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FusionMatch needs Python 3.11 or newer; set PYTHON=")'

@@ -155,6 +155,7 @@ class FusionMatchHead(nn.Module):
 
     def __init__(self, config: FusionMatchConfig, tower_size: int) -> None:
         super().__init__()
+        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
         self.layer_norm = nn.LayerNorm(tower_size, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(tower_size, config.base_head_dim)
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -162,7 +163,7 @@ class FusionMatchHead(nn.Module):
         self.fc2 = nn.Linear(config.base_head_dim, config.projection_dim)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(pooled)))))
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(self.pooled_dropout(pooled))))))
 
 
 class FusionMatchSimilarity(nn.Module):

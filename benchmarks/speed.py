@@ -1,0 +1,130 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Images/s and texts/s of embedding, pairs/s of training with and without cached tower features, peak memory.
+
+    python benchmarks/speed.py                                 (starter base and sample shop, made on the spot)
+    python benchmarks/speed.py --base base --catalogue products.csv
+
+Each row runs in a process of its own, so that its peak memory is its own. Speeds are medians over the repeats; on a
+shared machine only the ratios between rows of one run say something.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+ROWS = {
+    "embed pictures": "images/s",
+    "embed texts": "texts/s",
+    "train, frozen towers, computed every step": "pairs/s",
+    "train, frozen towers, features cached": "pairs/s",
+    "train, LoRA in both towers": "pairs/s",
+}
+
+
+def measure(row: str, base: str, catalogue: str, repeats: int) -> list[float]:
+    """Units per second of each repeat, after one to warm up."""
+    from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+    from fusionmatch.evaluation.retrieval import embed_images, embed_texts
+    from fusionmatch.loading import load_pretrained
+    from fusionmatch.training import freeze_towers, lora_config
+
+    model, processor = load_pretrained(base)
+    dataset = load_catalogue(catalogue)["train"]
+    speeds = []
+    if row.startswith("embed"):
+        texts = [text for texts in dataset["texts"] for text in texts]
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            if row == "embed pictures":
+                embed_images(model, processor, dataset["image"], disable_tqdm=True)
+            else:
+                embed_texts(model, processor, texts, disable_tqdm=True)
+            speeds.append((len(dataset) if row == "embed pictures" else len(texts)) / (time.perf_counter() - start))
+        return speeds[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        args = FusionMatchTrainingArguments(
+            folder,
+            per_device_train_batch_size=32,
+            num_train_epochs=1,
+            eval_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+            cache_tower_features="cached" in row,
+        )
+        peft_config = lora_config(model) if "LoRA" in row else None
+        trainer = FusionMatchTrainer(
+            model if peft_config else freeze_towers(model),
+            args,
+            train_dataset=dataset,
+            processing_class=processor,
+            peft_config=peft_config,
+        )
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            trainer.train()
+            speeds.append(trainer.state.global_step * 32 / (time.perf_counter() - start))
+    return speeds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="checkpoint; without, the starter base")
+    parser.add_argument("--catalogue", help="catalogue; without, the sample shop")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        speeds = measure(args.row, args.base, args.catalogue, args.repeats)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"speeds": speeds, "peak_gb": peak}))
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        base, catalogue = args.base, args.catalogue
+        if base is None:
+            from fusionmatch.starter import build_starter
+
+            base = str(build_starter(Path(folder) / "base"))
+        if catalogue is None:
+            from fusionmatch.catalogue.sample_shop import write_sample_shop
+
+            catalogue = str(write_sample_shop(Path(folder) / "shop"))
+        print(f"| {'what':<42} | {'speed':>8} | {'unit':<8} | {'lowest':>8} | {'highest':>8} | peak GB |")
+        print(f"|{'-' * 44}|{'-' * 9}:|{'-' * 10}|{'-' * 9}:|{'-' * 9}:|{'-' * 8}:|")
+        for row, unit in ROWS.items():
+            command = [sys.executable, __file__, "--row", row, "--base", base, "--catalogue", catalogue]
+            command += ["--repeats", str(args.repeats)]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode != 0:
+                raise SystemExit(f"{row} failed:\n{run.stderr[-3000:]}")
+            found = json.loads(run.stdout.splitlines()[-1])
+            speeds = found["speeds"]
+            print(
+                f"| {row:<42} | {statistics.median(speeds):>8.1f} | {unit:<8} | {min(speeds):>8.1f} | "
+                f"{max(speeds):>8.1f} | {found['peak_gb']:>7.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
