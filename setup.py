@@ -22,6 +22,7 @@ TEST = [
     "pytest>=9,<10",
     "ranx>=0.3.20",
     "sentence-transformers>=6.2,<7",
+    "setuptools>=77",
 ]
 
 setup(

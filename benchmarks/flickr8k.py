@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-FusionMatch on frozen starter towers beside the bare control: the plain path alone (pooled features, one small MLP head
-each), on the same cached features, with the same seed, batch and steps.
+FusionMatch on frozen starter towers beside the bare control, which is the plain path alone (pooled features, one small
+MLP head each): on the same cached features, with the same seed, batch and steps.
 
-    python benchmarks/flickr8k.py --base base --train_file "flickr8k/train-*.parquet" \
-        --validation_file "flickr8k/validation-*.parquet" --test_file "flickr8k/test-*.parquet" --work_dir runs/flickr8k
+    python benchmarks/flickr8k.py --base base --train_file "flickr8k/train-*.parquet" \\
+        --validation_file "flickr8k/validation-*.parquet" --test_file "flickr8k/test-*.parquet" --work_dir runs
 
 The best epoch is chosen on the validation split; each row is then measured once on the test split. Rows that are
 already in the work folder are not trained again.
