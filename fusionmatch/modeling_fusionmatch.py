@@ -14,25 +14,26 @@
 """PyTorch FusionMatch model."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_fusionmatch import FusionMatchConfig
+from .heads_fusionmatch import FusionMatchSimilarity, build_head, image_text_contrastive_loss
 from .modeling_fusionmatch_branch import (
     FusionMatchBranch,
     FusionMatchLevelPooling,
+    FusionMatchOutput,
     FusionMatchParameterisedFusion,
     FusionMatchTowerFeatures,
+    FusionMatchTowerOutput,
     l2_normalize,
 )
 from .towers_fusionmatch import (
@@ -51,151 +52,6 @@ from .towers_fusionmatch import (
 
 
 logger = logging.get_logger(__name__)
-
-
-def image_text_contrastive_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
-    r"""
-    Symmetric InfoNCE with any number of positives, mean over texts and over images.
-
-    Each row's target is uniform over its positives (soft targets), so that the variants and further pictures of a
-    product are never its negatives. With one positive a row it is CLIP's loss (arXiv 2103.00020, figure 3).
-
-    Args:
-        logits_per_text (`torch.Tensor` of shape `(texts, images)`):
-            Scaled similarities.
-        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
-            True where text and image belong together. Defaults to the diagonal. Rows (or columns) without a positive
-            do not count.
-
-    Returns:
-        `torch.Tensor`: the loss, a scalar.
-    """
-    logits_per_text = logits_per_text.float()
-    if positives is None:
-        positives = torch.eye(*logits_per_text.shape, dtype=torch.bool, device=logits_per_text.device)
-
-    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-        targets = positives.to(logits.dtype)
-        count = targets.sum(dim=1)
-        cross_entropy = -(nn.functional.log_softmax(logits, dim=1) * targets).sum(dim=1) / count.clamp(min=1)
-        return cross_entropy.sum() / (count > 0).sum().clamp(min=1)
-
-    return (one_way(logits_per_text, positives) + one_way(logits_per_text.t(), positives.t())) / 2
-
-
-@dataclass
-class FusionMatchTowerOutput(BaseModelOutputWithPooling):
-    """
-    Output of [`FusionMatchModel.get_image_features`] and [`FusionMatchModel.get_text_features`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor`):
-            Last hidden state of the tower; `(batch, tokens, channels)`, or `(batch, channels, height, width)`.
-        pooler_output (`torch.FloatTensor` of shape `(batch, projection_dim)`):
-            The embedding before L2 normalisation.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
-            Hidden states of the tower.
-        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the tower, where it has any.
-        base_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`):
-            Output of the plain path, before normalisation.
-        fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
-            Output of the fusion branch before the gate, unit length. `None` for a model without fusion.
-        fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
-            Share of each feature level in the fused vector; rows sum to 1.
-        fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels.
-        level_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            For each level the weights `(batch, heads, tokens)` by which its tokens are pooled.
-    """
-
-    base_embeds: torch.FloatTensor | None = None
-    fused_embeds: torch.FloatTensor | None = None
-    fusion_weights: torch.FloatTensor | None = None
-    fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
-    level_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class FusionMatchOutput(ModelOutput):
-    """
-    Output of [`FusionMatchModel.forward`]. Fields of a modality that was not given are `None`.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `return_loss=True`):
-            Contrastive loss of image-text similarity.
-        logits_per_image (`torch.FloatTensor` of shape `(images, texts)`):
-            Scaled cosine similarities.
-        logits_per_text (`torch.FloatTensor` of shape `(texts, images)`):
-            The same, transposed.
-        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
-            Text embeddings, unit length.
-        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
-            Image embeddings, unit length.
-        text_model_output ([`FusionMatchTowerOutput`]):
-            What [`FusionMatchModel.get_text_features`] returned.
-        vision_model_output ([`FusionMatchTowerOutput`]):
-            What [`FusionMatchModel.get_image_features`] returned.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_model_output: FusionMatchTowerOutput | None = None
-    vision_model_output: FusionMatchTowerOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
-
-
-class FusionMatchHead(nn.Module):
-    """The plain path: pooled tower features (batch, tower_size) -> embedding (batch, projection_dim)."""
-
-    def __init__(self, config: FusionMatchConfig, tower_size: int) -> None:
-        super().__init__()
-        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
-        self.layer_norm = nn.LayerNorm(tower_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(tower_size, config.base_head_dim)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.base_head_dropout)
-        self.fc2 = nn.Linear(config.base_head_dim, config.projection_dim)
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(self.pooled_dropout(pooled))))))
-
-
-class FusionMatchSimilarity(nn.Module):
-    """Scale and bias of the similarity. A module of its own, so that LoRA's `modules_to_save` can train it."""
-
-    def __init__(self, config: FusionMatchConfig) -> None:
-        super().__init__()
-        # Shape (1,) rather than a scalar: FSDP2 refuses parameters without dimensions.
-        self.logit_scale = nn.Parameter(torch.empty(1))
-        self.logit_bias = nn.Parameter(torch.empty(1)) if config.logit_bias_init_value is not None else None
-        self.max_log_scale = math.inf if config.max_logit_scale is None else math.log(config.max_logit_scale)
-
-    def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Unit vectors (texts, p) and (images, p) -> logits (texts, images)."""
-        # The ceiling holds the value, not the gradient: a scale that overshot it can come back.
-        log_scale = self.logit_scale - (self.logit_scale - self.max_log_scale).clamp(min=0).detach()
-        scale = log_scale.exp()
-        logits = text_embeds @ image_embeds.t().to(text_embeds.device) * scale.to(text_embeds.device)
-        return logits if self.logit_bias is None else logits + self.logit_bias.to(text_embeds.device)
-
-
-def _build_head(config: FusionMatchConfig, tower: str, tower_size: int) -> nn.Module:
-    if config.base_head == "mlp":
-        return FusionMatchHead(config, tower_size)
-    if config.base_head == "linear":
-        return nn.Linear(tower_size, config.projection_dim, bias=False)
-    if tower_size != config.projection_dim:
-        raise ValueError(
-            f'`base_head="none"` takes the {tower} tower\'s pooled features as embedding, so `projection_dim` '
-            f'({config.projection_dim}) must equal their size ({tower_size}). Set it so, or use `base_head="linear"`.'
-        )
-    return nn.Identity()
 
 
 class FusionMatchPreTrainedModel(PreTrainedModel):
@@ -263,8 +119,8 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         text_size = config.text_config.hidden_size
         if config.text_pooling == "pooler":
             text_size = getattr(config.text_config, "projection_size", None) or text_size
-        self.vision_head = _build_head(config, "vision", vision_size)
-        self.text_head = _build_head(config, "text", text_size)
+        self.vision_head = build_head(config, "vision", vision_size)
+        self.text_head = build_head(config, "text", text_size)
         self.vision_fusion = FusionMatchBranch(config, level_sizes) if level_sizes else None
         text_level_sizes = [config.text_config.hidden_size] * len(config.text_feature_levels)
         self.text_fusion = FusionMatchBranch(config, text_level_sizes) if text_level_sizes else None

@@ -11,17 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fusion branch of the PyTorch FusionMatch model: feature levels, multi-head attention, parameterised fusion."""
+"""Outputs and fusion branch of the PyTorch FusionMatch model: levels, multi-head attention, parameterised fusion."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -47,6 +49,73 @@ class FusionMatchTowerFeatures(ModelOutput):
     pooled: torch.FloatTensor | None = None
     levels: tuple[torch.FloatTensor, ...] | None = None
     attention_mask: torch.Tensor | None = None
+
+
+@dataclass
+class FusionMatchTowerOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`FusionMatchModel.get_image_features`] and [`FusionMatchModel.get_text_features`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor`):
+            Last hidden state of the tower; `(batch, tokens, channels)`, or `(batch, channels, height, width)`.
+        pooler_output (`torch.FloatTensor` of shape `(batch, projection_dim)`):
+            The embedding before L2 normalisation.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
+            Hidden states of the tower.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Attention weights of the tower, where it has any.
+        base_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`):
+            Output of the plain path, before normalisation.
+        fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
+            Output of the fusion branch before the gate, unit length. `None` for a model without fusion.
+        fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
+            Share of each feature level in the fused vector; rows sum to 1.
+        fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels.
+        level_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            For each level the weights `(batch, heads, tokens)` by which its tokens are pooled.
+    """
+
+    base_embeds: torch.FloatTensor | None = None
+    fused_embeds: torch.FloatTensor | None = None
+    fusion_weights: torch.FloatTensor | None = None
+    fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
+    level_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusionMatchOutput(ModelOutput):
+    """
+    Output of [`FusionMatchModel.forward`]. Fields of a modality that was not given are `None`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `return_loss=True`):
+            Contrastive loss of image-text similarity.
+        logits_per_image (`torch.FloatTensor` of shape `(images, texts)`):
+            Scaled cosine similarities.
+        logits_per_text (`torch.FloatTensor` of shape `(texts, images)`):
+            The same, transposed.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
+            Text embeddings, unit length.
+        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
+            Image embeddings, unit length.
+        text_model_output ([`FusionMatchTowerOutput`]):
+            What [`FusionMatchModel.get_text_features`] returned.
+        vision_model_output ([`FusionMatchTowerOutput`]):
+            What [`FusionMatchModel.get_image_features`] returned.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_model_output: FusionMatchTowerOutput | None = None
+    vision_model_output: FusionMatchTowerOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
 def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:

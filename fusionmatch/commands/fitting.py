@@ -19,7 +19,9 @@ from typing import Any
 
 import datasets
 
+from ..catalogue import Intake
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
+from ..hub.model_card import write_model_card
 from ..training import FusionMatchTrainingArguments, unwrap_model
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, ModelArguments
@@ -89,12 +91,24 @@ def fit_and_report(
         result.after_embeddings,
         splits["test"],
     )
+    catalogue, rule = data_args.files or data_args.catalogue, _split_rule(data_args, intake)
+    base = model.config.name_or_path
+    write_model_card(output_dir, result, splits, base=base, catalogue=catalogue, split_rule=rule, untrained=fresh)
     source = f"--catalogue {data_args.catalogue}" if data_args.catalogue else "--catalogue products.csv"
     print(
         f"\nReport with pictures: {report}\nThe {what} is in {output_dir}. Next:\n"
         f'  fusionmatch search --model_name_or_path {output_dir} {source} --query "what to look for"\n'
         f"  fusionmatch evaluate --model_name_or_path {output_dir} {source}\n"
         "  fusionmatch adapt --catalogue your/products.csv       (your own catalogue; --help for every option)"
+    )
+
+
+def _split_rule(data_args: DataArguments, intake: Intake) -> str:
+    if intake.own_splits is not None:
+        return "kept as the catalogue gives them"
+    return (
+        f"by product, from a hash of its name and the seed {data_args.split_seed}; {data_args.validation_size:.0%} of "
+        f"the products for validation, {data_args.test_size:.0%} for the test; products with the same picture together"
     )
 
 

@@ -273,6 +273,7 @@ def test_custom_code_upload_works_without_the_package(tmp_path, monkeypatch):
     tiny_processor().save_pretrained(repository)
     assert sorted(path.name for path in repository.glob("*.py")) == [
         "configuration_fusionmatch.py",
+        "heads_fusionmatch.py",
         "modeling_fusionmatch.py",
         "modeling_fusionmatch_branch.py",
         "processing_fusionmatch.py",

@@ -1,0 +1,230 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Model cards, rendered from the templates in `fusionmatch.model_cards`; they never hold texts, pictures or paths."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.constants import REPOCARD_NAME
+
+from ..evaluation.report import ROWS, metrics_table
+
+
+TASK = "image-text-retrieval"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Measurement(Protocol):
+    """What a card needs of [`~fusionmatch.training.pipeline.FitResult`], which has the meaning of each attribute."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    trainable: list[tuple[str, int, int]]
+    seconds: float
+
+
+def write_model_card(
+    folder: str | Path,
+    result: Measurement,
+    splits: Mapping[str, datasets.Dataset],
+    *,
+    base: str,
+    catalogue: str | Mapping[str, Sequence[str]],
+    split_rule: str,
+    untrained: Sequence[str] = (),
+) -> Path:
+    r"""
+    Writes the card of an adapter or of a trained base, in place of one that is there.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the adapter or checkpoint.
+        result ([`Measurement`]):
+            What was measured; a [`~fusionmatch.training.pipeline.FitResult`].
+        splits (`Mapping[str, datasets.Dataset]`):
+            Splits `train`, `validation` and `test`, of which only sizes and products are looked at.
+        base (`str`):
+            The model that was trained on: a Hub name, or a folder, of which only the name is shown.
+        catalogue (`str` or `Mapping[str, Sequence[str]]`):
+            The catalogue as it was given: a Hub name, a path, or paths of each split. Of paths only the file names are
+            shown.
+        split_rule (`str`):
+            How the splits came about, as part of a sentence.
+        untrained (`Sequence[str]`, *optional*):
+            Modules of the base that held new weights, so that what was measured before is chance.
+
+    Returns:
+        `Path`: the card, `README.md` in the folder.
+
+    Raises:
+        `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
+        `ValueError`: the test split is missing.
+    """
+    folder = Path(folder)
+    if "test" not in splits or "train" not in splits:
+        raise ValueError(f"A card needs the splits `train` and `test`; there are {sorted(splits)}.")
+    adapter = _read(folder / "adapter_config.json")
+    config = _read(folder / "config.json")
+    if not adapter and not config:
+        raise FileNotFoundError(
+            f"{folder} has neither `config.json` (a checkpoint) nor `adapter_config.json` (an adapter). Save the "
+            "model there first."
+        )
+    name, before, after = folder.resolve().name, result.before, result.after
+    paths = [catalogue] if isinstance(catalogue, str) else [path for part in catalogue.values() for path in part]
+    catalogue_name = ", ".join(dict.fromkeys(map(public_name, paths)))
+    on_hub = _HUB_NAME.fullmatch(catalogue_name) is not None
+    peft_type = adapter.get("peft_type", "")
+    languages = _languages(base)
+    measured = [(label, key) for label, key, _ in ROWS if "rank" not in key]
+    data = _card_data(
+        base=public_name(base),
+        relation="adapter" if adapter else "finetune",
+        tags=[peft_type.lower()] if adapter else [],
+        languages=languages,
+        datasets=[catalogue_name] if on_hub else None,
+        metrics=[key for _, key in measured],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type=TASK,
+                task_name="Image-text retrieval",
+                dataset_type=catalogue_name if on_hub else "unknown",
+                dataset_name=catalogue_name,
+                dataset_split="test",
+                metric_type=key,
+                metric_name=label,
+                metric_value=round(after[key], 2),
+            )
+            for label, key in measured
+        ],
+    )
+    products = {split: set(dataset["product"]) for split, dataset in splits.items()}
+    return _write(
+        folder,
+        "adapter.md" if adapter else "base.md",
+        data,
+        name=name,
+        base=public_name(base),
+        catalogue=catalogue_name,
+        peft_type={"LORA": "LoRA"}.get(peft_type, peft_type),
+        rank=adapter.get("r"),
+        whole=_listed(adapter.get("modules_to_save") or []),
+        vision_tower=config.get("vision_config", {}).get("model_type"),
+        text_tower=config.get("text_config", {}).get("model_type"),
+        table=metrics_table(before, after),
+        untrained=_listed(untrained),
+        image_queries=f"{after['i2t_queries']:,.0f}",
+        text_queries=f"{after['t2i_queries']:,.0f}",
+        images=f"{after['images']:,.0f}",
+        texts=f"{after['texts']:,.0f}",
+        pictures={split: f"{len(dataset):,}" for split, dataset in splits.items()},
+        products={split: f"{len(names):,}" for split, names in products.items()},
+        leaked=len(products["train"] & products["test"]),
+        split_rule=split_rule,
+        trainable=[(module, f"{some:,}", f"{every:,}") for module, some, every in result.trainable],
+        seconds=f"{result.seconds:,.0f}",
+        # Half the 95 % interval of a share of one half, the widest; queries of one product are not independent.
+        uncertainty=f"{98 / math.sqrt(len(products['test'])):.0f}",
+        languages=", ".join(languages),
+    )
+
+
+def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: Sequence[str]) -> Path:
+    """
+    Writes the card of a base whose encoders are pretrained and whose heads are not.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the checkpoint.
+        encoders (`Sequence[str]`):
+            One line of Markdown for each encoder: what it is, where it comes from, its licence.
+        languages (`Sequence[str]`):
+            ISO 639-1 codes of the languages that the text encoder was trained on.
+
+    Returns:
+        `Path`: the card, `README.md` in the folder.
+    """
+    return _write(
+        Path(folder),
+        "base.md",
+        _card_data(languages=languages),
+        # Not the folder's name: a starter is the same wherever it is built.
+        name="FusionMatch starter base",
+        encoders=encoders,
+        untrained=_listed(_read(Path(folder) / "config.json")["untrained_modules"]),
+        languages=", ".join(languages),
+    )
+
+
+def public_name(name_or_path: str) -> str:
+    """A Hub name as it is; of a path, in the form of any system, the last part alone."""
+    if Path(name_or_path).exists():
+        return Path(name_or_path).resolve().name
+    if _HUB_NAME.fullmatch(name_or_path) and not name_or_path.startswith("."):
+        return name_or_path
+    return re.split(r"[\\/]", name_or_path.rstrip("\\/"))[-1]
+
+
+def _card_data(
+    base: str = "", relation: str = "", tags: Sequence[str] = (), languages: Sequence[str] = (), **data: Any
+) -> ModelCardData:
+    # The Hub makes a link of `base_model`, which a folder's name cannot be.
+    links = {"base_model": base, "base_model_relation": relation} if _HUB_NAME.fullmatch(base) else {}
+    return ModelCardData(
+        language=list(languages) or None,
+        library_name="fusionmatch",
+        pipeline_tag="zero-shot-image-classification",
+        tags=[TASK, "fusionmatch", *tags],
+        **links,
+        **data,
+    )
+
+
+def _write(folder: Path, template: str, data: ModelCardData, **values: Any) -> Path:
+    card = ModelCard.from_template(
+        data,
+        template_str=files("fusionmatch.model_cards").joinpath(template).read_text(encoding="utf-8"),
+        versions=", ".join(f"{name} {version(name)}" for name in ("fusionmatch", "transformers", "peft", "torch")),
+        **values,
+    )
+    path = folder / REPOCARD_NAME
+    path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _languages(base: str) -> list[str]:
+    """The languages that the card in a base's folder names; none for a base on the Hub, which is not asked."""
+    path = Path(base) / REPOCARD_NAME
+    if not path.is_file():
+        return []
+    languages = ModelCard.load(path, ignore_metadata_errors=True).data.language or []
+    return [languages] if isinstance(languages, str) else list(languages)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
