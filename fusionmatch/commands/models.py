@@ -35,4 +35,5 @@ def load_model(args: ModelArguments) -> tuple[nn.Module, Any]:
             print(f"No --model_name_or_path given: building the starter base in {name}")
             build_starter(name)
     kwargs = {"dtype": args.dtype, "revision": args.model_revision, "attn_implementation": args.attn_implementation}
+    kwargs |= args.overrides
     return load_pretrained(name, **{key: value for key, value in kwargs.items() if value is not None})
