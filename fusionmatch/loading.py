@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.utils import cached_file
 
 from .configuration_fusionmatch import FusionMatchConfig
 
@@ -75,8 +76,8 @@ def load_pretrained(model_name_or_path: str | Path, **kwargs: Any) -> tuple[nn.M
         raise FileNotFoundError(
             f"{path} has neither `config.json` (a checkpoint) nor `adapter_config.json` (an adapter)."
         )
-    if (path / "adapter_config.json").is_file():
-        return _load_adapter(path, **kwargs)
+    if _file(model_name_or_path, "adapter_config.json", kwargs.get("revision")):
+        return _load_adapter(model_name_or_path, **kwargs)
     config = AutoConfig.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
     if not isinstance(config, FusionMatchConfig):
         FusionMatchConfig.from_dict(config.to_dict())  # raises the worded error
@@ -84,26 +85,37 @@ def load_pretrained(model_name_or_path: str | Path, **kwargs: Any) -> tuple[nn.M
     return model.eval(), AutoProcessor.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
 
 
-def _load_adapter(path: Path, **kwargs: Any) -> tuple[nn.Module, Any]:
+def _file(model_name_or_path: str | Path, name: str, revision: str | None) -> str | None:
+    """Path of a file of a folder or of a Hub repository, or `None` where it has no such file."""
+    return cached_file(
+        str(model_name_or_path),
+        name,
+        revision=revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
     from peft import PeftConfig, PeftModel
 
-    base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    revision = kwargs.pop("revision", None)  # of the adapter, not of the base
+    base_path = PeftConfig.from_pretrained(path, revision=revision).base_model_name_or_path
     if not base_path:
         raise ValueError(
             f"The adapter {path} does not say which base it belongs to. Save the base with `save_pretrained` and put "
             "its path as `base_model_name_or_path` into `adapter_config.json`."
         )
-    kwargs.pop("revision", None)  # of the adapter, not of the base
     base, processor = load_pretrained(base_path, **kwargs)
-    note = path / FINGERPRINT_FILE
-    if note.is_file():
-        wanted, found = json.loads(note.read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
+    note = _file(path, FINGERPRINT_FILE, revision)
+    if note is not None:
+        wanted, found = json.loads(Path(note).read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
         # A base loaded in another precision has other bytes but is no other base.
         if wanted != found and base.dtype == torch.float32:
             raise ValueError(
                 f"The adapter {path} was made on a base with the fingerprint {wanted}, but {base_path} has {found}. "
                 "Load it on the base that it was made on, or adapt anew."
             )
-    if (path / "processor_config.json").is_file():
-        processor = AutoProcessor.from_pretrained(path)
-    return PeftModel.from_pretrained(base, path).eval(), processor
+    if _file(path, "processor_config.json", revision):
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+    return PeftModel.from_pretrained(base, path, revision=revision).eval(), processor

@@ -309,6 +309,8 @@ class FusionMatchTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self._base_fingerprint is not None:
+                # PEFT's placeholder; the finished adapter gets a card that says something.
+                (folder / "README.md").unlink(missing_ok=True)
                 core = unwrap_model(self.accelerator.unwrap_model(self.model))
                 write_fingerprint(folder, core.config.name_or_path, self._base_fingerprint)
             (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
