@@ -281,7 +281,13 @@ def build_starter(output_dir: str | os.PathLike[str], *, seed: int = 0, **config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             settings = _SETTINGS | config_overrides
-            model = FusionMatchModel.from_vision_text_pretrained(vision_dir, text_dir, **settings)
+            # The report of what a tower's file has too much (BERT's pooler) would only alarm: the files are pinned.
+            verbosity = logging.get_verbosity()
+            logging.set_verbosity_error()
+            try:
+                model = FusionMatchModel.from_vision_text_pretrained(vision_dir, text_dir, **settings)
+            finally:
+                logging.set_verbosity(verbosity)
         processor = FusionMatchProcessor(
             image_processor=ViTImageProcessorPil.from_pretrained(vision_dir),
             tokenizer=_load_tokenizer(text_dir),
