@@ -35,8 +35,14 @@ from fusionmatch.modeling_fusionmatch import FusionMatchConfig
 from fusionmatch.training.pipeline import fit
 
 
-# Against over-fitting on 6,000 pictures; the same for every row, found on the control's validation split.
-DROPOUTS = {"pooled_dropout": 0.33, "base_head_dropout": 0.5, "hidden_dropout_prob": 0.3}
+# Head and dropouts (against over-fitting on 6,000 pictures), the same for every row.
+COMMON = {
+    "base_head_dim": 2048,
+    "projection_dim": 1024,
+    "pooled_dropout": 0.33,
+    "base_head_dropout": 0.5,
+    "hidden_dropout_prob": 0.3,
+}
 # Name of the row -> settings of the model. The control is FusionMatch without its branch.
 ROWS = {
     "control: plain path alone": {"vision_feature_levels": [], "text_feature_levels": []},
@@ -48,7 +54,7 @@ RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1
 
 def build(base: str, seed: int, **settings) -> FusionMatchModel:
     """The base with other settings: towers from the checkpoint, everything else freshly initialised with the seed."""
-    config = FusionMatchConfig.from_pretrained(base, **DROPOUTS, **settings)
+    config = FusionMatchConfig.from_pretrained(base, **COMMON, **settings)
     trained = FusionMatchModel.from_pretrained(base)
     set_seed(seed)
     model = FusionMatchModel(config)

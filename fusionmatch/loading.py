@@ -47,9 +47,9 @@ def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
     return digest.hexdigest()
 
 
-def write_fingerprint(folder: str | Path, base: str, base_fingerprint: str) -> None:
-    """Notes in an adapter's folder which base it was made on."""
-    content = {"base_model_name_or_path": base, "fingerprint": base_fingerprint}
+def write_fingerprint(folder: str | Path, base: str, base_fingerprint: str, dtype: torch.dtype) -> None:
+    """Notes in an adapter's folder which base it was made on, and in which precision."""
+    content = {"base_model_name_or_path": base, "fingerprint": base_fingerprint, "dtype": str(dtype)}
     (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -109,13 +109,18 @@ def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
     base, processor = load_pretrained(base_path, **kwargs)
     note = _file(path, FINGERPRINT_FILE, revision)
     if note is not None:
-        wanted, found = json.loads(Path(note).read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
+        made_on, found = json.loads(Path(note).read_text(encoding="utf-8")), fingerprint(base)
         # A base loaded in another precision has other bytes but is no other base.
-        if wanted != found and base.dtype == torch.float32:
+        if made_on["fingerprint"] != found and made_on["dtype"] == str(base.dtype):
             raise ValueError(
-                f"The adapter {path} was made on a base with the fingerprint {wanted}, but {base_path} has {found}. "
+                f"The adapter {path} was made on a base with the fingerprint {made_on['fingerprint']}, but "
+                f"{base_path} has {found}. "
                 "Load it on the base that it was made on, or adapt anew."
             )
     if _file(path, "processor_config.json", revision):
         processor = AutoProcessor.from_pretrained(path, revision=revision)
-    return PeftModel.from_pretrained(base, path, revision=revision).eval(), processor
+    model = PeftModel.from_pretrained(base, path, revision=revision).eval()
+    # Modules that the adapter carries whole are trained now; merged, the model must not count as fresh.
+    carried = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
+    base.config.untrained_modules = [name for name in base.config.untrained_modules if name not in carried]
+    return model, processor

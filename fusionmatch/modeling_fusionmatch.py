@@ -175,7 +175,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             kwargs["interpolate_pos_encoding"] = interpolate
         config = self.config
         kwargs["output_hidden_states"] = self._hidden_states_needed(config.vision_feature_levels, kwargs)
-        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        outputs = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
         levels = select_levels(
             config.vision_feature_levels, outputs.last_hidden_state, outputs.get("hidden_states"), "vision"
         )
@@ -224,7 +224,10 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         """
         if "pixel_values" in inputs:
             return self._vision_tower(**inputs)[0]
-        return self._text_tower(inputs.pop("input_ids"), inputs.pop("attention_mask", None), **inputs)[0]
+        input_ids = inputs.pop("input_ids")
+        attention_mask = inputs.pop("attention_mask", None)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self._text_tower(input_ids, attention_mask, **inputs)[0]
 
     def _embed(
         self,

@@ -50,6 +50,14 @@ class FusionMatchTowerFeatures(ModelOutput):
     levels: tuple[torch.FloatTensor, ...] | None = None
     attention_mask: torch.Tensor | None = None
 
+    def pin_memory(self) -> "FusionMatchTowerFeatures":
+        """The same features in pinned memory; a data loader asks for it before a copy to an accelerator."""
+        return FusionMatchTowerFeatures(
+            pooled=self.pooled.pin_memory(),
+            levels=tuple(level.pin_memory() for level in self.levels),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.pin_memory(),
+        )
+
 
 @dataclass
 class FusionMatchTowerOutput(BaseModelOutputWithPooling):

@@ -275,7 +275,11 @@ def build_starter(output_dir: str | os.PathLike[str], *, seed: int = 0, **config
     from .modeling_fusionmatch import FusionMatchModel
     from .processing_fusionmatch import FusionMatchProcessor
 
-    with tempfile.TemporaryDirectory() as folder:
+    output_dir = Path(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(f"The folder {output_dir} is not empty. Name a new one, or empty it.")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as folder:
         vision_dir = convert_efficientnet_lite0(Path(folder) / "vision")
         text_dir = convert_minilm(Path(folder) / "text")
         with torch.random.fork_rng(devices=[]):
@@ -292,11 +296,14 @@ def build_starter(output_dir: str | os.PathLike[str], *, seed: int = 0, **config
             image_processor=ViTImageProcessorPil.from_pretrained(vision_dir),
             tokenizer=_load_tokenizer(text_dir),
         )
-    for tower_config in (model.config.vision_config, model.config.text_config):
-        # The folders are gone by now.
-        tower_config._name_or_path = ""
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    write_starter_card(output_dir, _ENCODERS, languages=["en"])
+        for tower_config in (model.config.vision_config, model.config.text_config):
+            # The folders will be gone.
+            tower_config._name_or_path = ""
+        # Whole or not at all: an interrupted build leaves no half checkpoint behind.
+        whole = Path(folder) / "whole"
+        model.save_pretrained(whole)
+        processor.save_pretrained(whole)
+        write_starter_card(whole, _ENCODERS, languages=["en"])
+        whole.replace(output_dir)
     logger.info("Wrote the starter checkpoint to %s.", output_dir)
-    return Path(output_dir)
+    return output_dir

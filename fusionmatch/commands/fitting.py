@@ -72,7 +72,10 @@ def fit_and_report(
         print(f"The adapter carries {whole} whole, and LoRA for the rest of what was trained.")
     print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after)}")
     queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"
-    held_out = f"{queries} on {len(set(splits['test']['product']))} products held out of training"
+    tested, seen = set(splits["test"]["product"]), set(splits["train"]["product"])
+    held_out = f"{queries} on {len(tested)} products "
+    # Splits of the user's own may share products, as when new photos of known products are the test.
+    held_out += f"({len(tested & seen)} of them also trained on)" if tested & seen else "held out of training"
     print(held_out + ".")
     _print_searches(result, splits["test"])
     report = write_report(

@@ -14,15 +14,17 @@
 """The model that a command works with."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from torch import nn
 
 from .. import __version__
 from ..loading import load_pretrained
-from ..starter import build_starter
 from .arguments import ModelArguments
 
 
@@ -31,9 +33,29 @@ def load_model(args: ModelArguments) -> tuple[nn.Module, Any]:
     name = args.model_name_or_path
     if name is None:
         name = str(Path(os.environ.get("FUSIONMATCH_HOME", Path(HF_HOME) / "fusionmatch")) / f"starter-{__version__}")
-        if not (Path(name) / "config.json").is_file():
-            print(f"No --model_name_or_path given: building the starter base in {name}")
-            build_starter(name)
+        with PartialState().main_process_first():
+            if not (Path(name) / "config.json").is_file():
+                print(f"No --model_name_or_path given: building the starter base in {name}", file=sys.stderr)
+                _build_starter(name)
     kwargs = {"dtype": args.dtype, "revision": args.model_revision, "attn_implementation": args.attn_implementation}
     kwargs |= args.overrides
-    return load_pretrained(name, **{key: value for key, value in kwargs.items() if value is not None})
+    try:
+        model, processor = load_pretrained(name, **{key: value for key, value in kwargs.items() if value is not None})
+    except RuntimeError as error:
+        if not args.overrides:
+            raise
+        raise ValueError(
+            f"The weights in {name} do not fit `--config_overrides` {args.overrides}: sizes have to be those of the "
+            "checkpoint, dropouts and the like may differ."
+        ) from error
+    return model.to(PartialState().device), processor
+
+
+def _build_starter(folder: str) -> None:
+    """Builds the starter in a process of its own: under a launcher, transformers writes from one rank only."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in launcher}
+    command = [sys.executable, "-m", "fusionmatch", "starter", folder]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if run.returncode != 0:
+        raise ValueError(f"The starter base could not be built: {(run.stderr.strip().splitlines() or ['?'])[-1]}")

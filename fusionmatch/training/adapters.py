@@ -67,18 +67,20 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
     patterns = []
     for tower in towers:
         model_type = getattr(model.config, f"{tower}_config").model_type
-        target = next((target for family, target in LORA_TARGETS.items() if family in model_type), None)
-        if target is None:
-            raise ValueError(
-                f"No LoRA preset for the {tower} tower type `{model_type}`. Known: {', '.join(LORA_TARGETS)}. Name "
-                "the modules yourself with `target_modules` (`--lora_target_modules`)."
-            )
+        target = next((target for family, target in LORA_TARGETS.items() if family in model_type), "")
         tower_model = getattr(model, f"{tower}_model")
         blocks = [
             name for name, _ in tower_model.named_modules() if re.fullmatch(r"encoder\.(blocks|stages)\.\d+", name)
         ]
         last = "|".join(str(i) for i in range(len(blocks) - math.ceil(len(blocks) / 3), len(blocks)))
-        patterns.append(rf"{tower}_model\..*\b{target.replace('{last}', f'({last})')}")
+        pattern = rf"{tower}_model\..*\b{target.replace('{last}', f'({last})')}"
+        # A family is told by a part of its name, and a newcomer of that name may call its modules otherwise.
+        if not target or not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+            raise ValueError(
+                f"No LoRA preset for the {tower} tower type `{model_type}`. Known: {', '.join(LORA_TARGETS)}. Name "
+                "the modules yourself with `target_modules` (`--lora_target_modules`)."
+            )
+        patterns.append(pattern)
     return "|".join(patterns)
 
 
@@ -118,6 +120,7 @@ def lora_config(
         [`~peft.LoraConfig`]
     """
     from peft import LoraConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
     present = [name for name in HEAD_MODULES if getattr(model, name, None) is not None]
     # An identity head has nothing to save.
@@ -132,7 +135,8 @@ def lora_config(
                 for name, child in model.named_modules()
                 if isinstance(child, nn.Linear) and (name == module or name.startswith(f"{module}."))
             ]
-        target_modules = "|".join(patterns)
+        # PEFT's own word for "none": an adapter may consist of whole modules alone.
+        target_modules = "|".join(patterns) or DUMMY_TARGET_MODULES
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,

@@ -89,6 +89,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
         # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        if self.greater_is_better is None and "rank" in (self.metric_for_best_model or ""):
+            self.greater_is_better = False
         # Pinned memory is for copies to an accelerator; without one torch warns at every epoch.
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False

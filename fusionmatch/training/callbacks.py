@@ -11,11 +11,30 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Progress of a training as one line an evaluation."""
+"""What happens beside the steps of a training."""
 
+import math
 from typing import Any
 
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .data import PairDataset
+
+
+class EpochCallback(TrainerCallback):
+    """
+    Tells the pairs which epoch it is, so that the texts of a picture rotate. Accelerate's data loader does so itself
+    in a single process only.
+    """
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self.pairs = pairs
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The epoch is a sum of fractions, and a resumed one begins in its middle.
+        self.pairs.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
 class RetrievalProgressCallback(ProgressCallback):

@@ -14,19 +14,16 @@
 """From a catalogue split to training batches."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
 from torch.utils.data import Dataset
-from transformers.utils import logging
+from transformers import PreTrainedConfig
 
-from ..evaluation.retrieval import FeatureLookup, image_inputs
-
-
-logger = logging.get_logger(__name__)
+from ..evaluation.inputs import image_inputs, text_inputs
+from ..evaluation.retrieval import FeatureLookup
 
 
 def product_id(product: str) -> int:
@@ -63,11 +60,12 @@ class PairDataset(Dataset):
         self.texts = [list(texts) for texts in dataset["texts"]]
         self.first_text = torch.tensor([0] + [len(texts) for texts in self.texts]).cumsum(0).tolist()
         self.texts_per_image = texts_per_image
-        self.epoch = 0
+        # In shared memory, so that workers that live on see it as well.
+        self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the texts of this epoch; called by the data loader."""
-        self.epoch = epoch
+        """Chooses the texts of this epoch; called by [`EpochCallback`]."""
+        self._epoch[0] = epoch
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -75,7 +73,7 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         texts = self.texts[index]
         # Rows start at different texts, so that one batch does not hold the first captions only.
-        start = self.epoch * self.texts_per_image + index
+        start = int(self._epoch) * self.texts_per_image + index
         chosen = [(start + i) % len(texts) for i in range(min(self.texts_per_image, len(texts)))]
         item = {
             "index": index,
@@ -98,16 +96,6 @@ def check_columns(dataset: datasets.Dataset) -> None:
         )
 
 
-def count_truncated(texts: Sequence[str], tokenizer: Any, max_length: int | None = None) -> int:
-    """Number of texts with more tokens than the limit (`max_length`, or the tokenizer's own)."""
-    limit = max_length or tokenizer.model_max_length
-    counted = 0
-    for first in range(0, len(texts), 4096):
-        encoded = tokenizer(list(texts[first : first + 4096]), add_special_tokens=True, verbose=False)
-        counted += sum(len(ids) > limit for ids in encoded["input_ids"])
-    return counted
-
-
 @dataclass
 class FusionMatchCollator:
     r"""
@@ -116,14 +104,14 @@ class FusionMatchCollator:
     Args:
         processor ([`FusionMatchProcessor`]):
             Prepares pictures and texts.
-        max_length (`int`, *optional*):
-            Longest text in tokens, defaults to the tokenizer's limit; longer ones are cut.
+        text_config (`PreTrainedConfig`):
+            Configuration of the text tower; says how texts are padded and how long they may be.
         vision_features, text_features (`Callable`, *optional*):
             Cached features by index ([`TowerFeatureCache`]).
     """
 
     processor: Any
-    max_length: int | None = None
+    text_config: PreTrainedConfig
     vision_features: FeatureLookup | None = None
     text_features: FeatureLookup | None = None
 
@@ -141,7 +129,5 @@ class FusionMatchCollator:
             batch["text_features"] = self.text_features([i for item in items for i in item["text_indices"]])
         else:
             texts = [text for item in items for text in item["texts"]]
-            batch |= self.processor.tokenizer(
-                texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-            )
+            batch |= text_inputs(self.processor, texts, self.text_config)
         return batch

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..evaluation.retrieval import image_inputs
+from ..evaluation.inputs import image_inputs, text_inputs, text_limit
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
@@ -128,6 +128,7 @@ class TowerFeatureCache:
         dataset: datasets.Dataset,
         cache_dir: str | Path,
         batch_size: int = 32,
+        disable_tqdm: bool = False,
     ) -> "TowerFeatureCache":
         """Loads or computes the vision tower's features of a dataset's `image` column."""
         config = model.config
@@ -147,7 +148,9 @@ class TowerFeatureCache:
                 images = dataset[first : min(first + batch_size, end)]["image"]
                 yield {"pixel_values": image_inputs(processor, images)}
 
-        return cls._load_or_compute(model, Path(cache_dir) / key, len(dataset), batches, "Vision tower, once")
+        return cls._load_or_compute(
+            model, Path(cache_dir) / key, len(dataset), batches, "Vision tower, once", disable_tqdm
+        )
 
     @classmethod
     def for_texts(
@@ -156,8 +159,8 @@ class TowerFeatureCache:
         processor: Any,
         texts: Sequence[str],
         cache_dir: str | Path,
-        max_length: int | None = None,
         batch_size: int = 128,
+        disable_tqdm: bool = False,
     ) -> "TowerFeatureCache":
         """Loads or computes the text tower's features of a list of texts."""
         config = model.config
@@ -167,7 +170,7 @@ class TowerFeatureCache:
             model.config.text_config.to_json_string(use_diff=False),
             fingerprint(model.text_model),
             tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
-            max_length or tokenizer.model_max_length,
+            text_limit(processor, config.text_config),
             config.text_pooling,
             config.text_feature_levels,
             *texts,
@@ -175,27 +178,22 @@ class TowerFeatureCache:
 
         def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
             for first in range(start, end, batch_size):
-                inputs = tokenizer(
-                    list(texts[first : min(first + batch_size, end)]),
-                    padding=True,
-                    truncation=True,
-                    max_length=max_length,
-                    return_tensors="pt",
-                )
-                yield dict(inputs)
+                yield text_inputs(processor, texts[first : min(first + batch_size, end)], config.text_config)
 
-        return cls._load_or_compute(model, Path(cache_dir) / key, len(texts), batches, "Text tower, once")
+        return cls._load_or_compute(
+            model, Path(cache_dir) / key, len(texts), batches, "Text tower, once", disable_tqdm
+        )
 
     @classmethod
     def _load_or_compute(
-        cls, model: FusionMatchModel, folder: Path, rows: int, batches: Any, description: str
+        cls, model: FusionMatchModel, folder: Path, rows: int, batches: Any, description: str, disable_tqdm: bool
     ) -> "TowerFeatureCache":
         missing = [path for path in _shard_paths(folder, rows) if not path.exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             was_training = model.training
             model.eval()
-            with tqdm(total=rows, desc=description, unit="row") as bar:
+            with tqdm(total=rows, desc=description, unit="row", disable=disable_tqdm) as bar:
                 for i, path in enumerate(_shard_paths(folder, rows)):
                     start, end = i * SHARD_ROWS, min((i + 1) * SHARD_ROWS, rows)
                     if path not in missing:

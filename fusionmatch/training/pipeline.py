@@ -13,6 +13,7 @@
 # limitations under the License.
 """The whole way from a base to a measured adapter or checkpoint."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from ..evaluation.ranking import retrieval_metrics
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
+from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import describe_trainable
 from .arguments import FusionMatchTrainingArguments
@@ -62,6 +64,36 @@ class FitResult:
     trainer: FusionMatchTrainer
 
 
+RUN_FILE = "run.json"
+
+
+def _run_key(model: FusionMatchModel, splits: datasets.DatasetDict, peft_config: Any) -> dict[str, str]:
+    """What a run has to have in common with one that it goes on from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(splits):
+        columns = (splits[name]["product"], splits[name]["texts"])
+        digest.update(json.dumps([name, *(list(column) for column in columns)], ensure_ascii=False).encode())
+    return {
+        "trains": "weights" if peft_config is None else "an adapter",
+        "base": fingerprint(model),
+        "catalogue": digest.hexdigest(),
+    }
+
+
+def _check_run(folder: Path, key: dict[str, str]) -> None:
+    """Raises where the run in a folder is one of another base, catalogue or kind."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in key.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"The run in {folder} is another one: its {name} is {found.get(name)}, now it is {value}. Name "
+                "another `--output_dir`, or remove that folder."
+            )
+
+
 def check_output_dir(output_dir: str | Path) -> str | None:
     """
     The last checkpoint in an output folder, to go on from, or `None` for a new or empty folder.
@@ -76,7 +108,8 @@ def check_output_dir(output_dir: str | Path) -> str | None:
         return None
     checkpoint = get_last_checkpoint(str(folder))
     # Left behind by a run that stopped before its first checkpoint.
-    others = [path.name for path in folder.iterdir() if path.name not in ("feature_cache", "quarantine.jsonl")]
+    leftovers = ("feature_cache", "quarantine.jsonl", RUN_FILE)
+    others = [path.name for path in folder.iterdir() if path.name not in leftovers]
     if checkpoint is None and others:
         raise ValueError(
             f"The folder {folder} is not empty ({', '.join(sorted(others)[:3])}, ...) and holds no checkpoint to go "
@@ -121,11 +154,19 @@ def fit(
     if missing:
         raise ValueError(
             f"The splits {sorted(missing)} are missing; there are {sorted(splits)}. Training needs `train`, the "
-            "choice of the best epoch `validation`, and the report `test` (`--validation_size`, `--test_size`)."
+            "choice of the best epoch `validation`, and the report `test` (`--validation_size` and `--test_size`, or "
+            "`--validation_file` and `--test_file`)."
         )
     checkpoint = args.resume_from_checkpoint or check_output_dir(args.output_dir)
+    if str(checkpoint).lower() == "true":
+        checkpoint = get_last_checkpoint(args.output_dir)
+    key = _run_key(model, splits, peft_config)
     if checkpoint:
+        _check_run(Path(args.output_dir), key)
         logger.warning(f"Going on from {checkpoint}.")
+    elif args.should_save:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(args.output_dir) / RUN_FILE).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
 
     trainer = FusionMatchTrainer(
         model,
@@ -141,6 +182,11 @@ def fit(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
+    if checkpoint and trainer.state.global_step == _steps(checkpoint):
+        raise ValueError(
+            f"The run in {args.output_dir} had already ended, at step {trainer.state.global_step}; nothing was "
+            "trained. Raise `--num_train_epochs` or `--max_steps` to go on, or name another `--output_dir`."
+        )
     after, after_embeddings = _measure(trainer, splits["test"])
     result = FitResult(
         before, after, before_embeddings, after_embeddings, describe_trainable(trainer.model), seconds, trainer
@@ -163,13 +209,17 @@ def fit(
     return result
 
 
+def _steps(checkpoint: str) -> int:
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"]
+
+
 def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[dict[str, float], CatalogueEmbeddings]:
     embeddings = embed_catalogue(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
         dataset,
         batch_size=trainer.args.per_device_eval_batch_size,
-        max_length=trainer.args.max_text_length,
         disable_tqdm=trainer.args.disable_tqdm,
         **trainer.cached_features(dataset),
     )

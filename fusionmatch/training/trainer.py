@@ -22,17 +22,18 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import fingerprint, write_fingerprint
 from ..modeling_fusionmatch import image_text_contrastive_loss
 from .adapters import unwrap_model
 from .arguments import FusionMatchTrainingArguments
-from .callbacks import RetrievalProgressCallback
-from .data import FusionMatchCollator, PairDataset, check_columns, count_truncated
+from .callbacks import EpochCallback, RetrievalProgressCallback
+from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad
 from .features import TowerFeatureCache
 
@@ -106,6 +107,13 @@ class FusionMatchTrainer(Trainer):
         if peft_config is not None:
             import peft
 
+            if not model.config.name_or_path:
+                raise ValueError(
+                    "The base was put together in memory, so an adapter could not say where its base is. Save it with "
+                    "`save_pretrained`, load it from there with `from_pretrained`, and adapt that."
+                )
+            # LoRA starts from random weights, and the seed is to govern them as it does everything else.
+            set_seed(args.seed)
             # An adapter has to find its base again from wherever it is loaded.
             if Path(model.config.name_or_path).is_dir():
                 model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
@@ -128,17 +136,20 @@ class FusionMatchTrainer(Trainer):
         self._cache_dir = Path(args.feature_cache_dir or Path(args.output_dir) / "feature_cache")
         self._cached_vision = caching and not _trains(core.vision_model)
         self._cached_text = caching and not _trains(core.text_model)
-        self._features: dict[tuple[int, bool], dict[str, TowerFeatureCache]] = {}
+        self._features: dict[tuple[int, bool], tuple[datasets.Dataset, dict[str, TowerFeatureCache]]] = {}
         # Needed before Trainer's own constructor has run, which has to be given the collator with the features.
         self.args, self._core, self._processor = args, core.to(args.device), processing_class
 
-        collator = FusionMatchCollator(processing_class, max_length=args.max_text_length)
+        if args.max_text_length is not None:
+            # Saved with the processor: whoever loads the result reads texts to the same length.
+            processing_class.tokenizer.model_max_length = args.max_text_length
+        collator = FusionMatchCollator(processing_class, core.config.text_config)
         pairs = None
         if train_dataset is not None:
             pairs = PairDataset(train_dataset, args.texts_per_image, decode_images=not self._cached_vision)
             self._check_batch_size(args, len(pairs))
             texts = [text for row in pairs.texts for text in row]
-            self._report_truncated(texts, processing_class.tokenizer, args.max_text_length)
+            self._report_truncated(texts)
             features = self.cached_features(train_dataset, texts)
             collator.vision_features = features.get("vision_features")
             collator.text_features = features.get("text_features")
@@ -152,6 +163,8 @@ class FusionMatchTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        if pairs is not None:
+            self.add_callback(EpochCallback(pairs))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RetrievalProgressCallback)
@@ -167,14 +180,13 @@ class FusionMatchTrainer(Trainer):
                 f"{args.per_device_train_batch_size} for each process."
             )
 
-    @staticmethod
-    def _report_truncated(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> None:
-        truncated = count_truncated(texts, tokenizer, max_length)
+    def _report_truncated(self, texts: Sequence[str]) -> None:
+        truncated = count_truncated(self._processor, texts, self._core.config.text_config)
         if truncated:
+            limit = text_limit(self._processor, self._core.config.text_config)
             logger.warning(
-                f"{truncated} of {len(texts)} texts are longer than {max_length or tokenizer.model_max_length} "
-                "tokens; what goes beyond is not read. `--max_text_length` raises the limit where the text tower "
-                "allows it."
+                f"{truncated} of {len(texts)} training texts are longer than {limit} tokens; what goes beyond is not "
+                "read. `--max_text_length` raises the limit up to what the text tower allows."
             )
 
     def cached_features(
@@ -185,21 +197,22 @@ class FusionMatchTrainer(Trainer):
         given ones); computed by the main process when they are first asked for, then read from disk.
         """
         key = (id(dataset), texts is None)
-        if key not in self._features:
+        if key not in self._features or self._features[key][0] is not dataset:
             core = self._core
             texts = unique_texts(dataset)[0] if texts is None else texts
             features = {}
             with self.args.main_process_first(local=False, desc="tower features"):
                 if self._cached_vision:
                     features["vision_features"] = TowerFeatureCache.for_images(
-                        core, self._processor, dataset, self._cache_dir
+                        core, self._processor, dataset, self._cache_dir, disable_tqdm=self.args.disable_tqdm
                     )
                 if self._cached_text:
                     features["text_features"] = TowerFeatureCache.for_texts(
-                        core, self._processor, texts, self._cache_dir, self.args.max_text_length
+                        core, self._processor, texts, self._cache_dir, disable_tqdm=self.args.disable_tqdm
                     )
-            self._features[key] = features
-        return self._features[key]
+            # The dataset is kept beside its features: the id of one that is gone may be given to another.
+            self._features[key] = (dataset, features)
+        return self._features[key][1]
 
     def compute_loss(
         self,
@@ -242,7 +255,6 @@ class FusionMatchTrainer(Trainer):
             self.processing_class,
             dataset,
             batch_size=self.args.per_device_eval_batch_size,
-            max_length=self.args.max_text_length,
             disable_tqdm=True,
             **self.cached_features(dataset),
         )
@@ -312,5 +324,5 @@ class FusionMatchTrainer(Trainer):
                 # PEFT's placeholder; the finished adapter gets a card that says something.
                 (folder / "README.md").unlink(missing_ok=True)
                 core = unwrap_model(self.accelerator.unwrap_model(self.model))
-                write_fingerprint(folder, core.config.name_or_path, self._base_fingerprint)
+                write_fingerprint(folder, core.config.name_or_path, self._base_fingerprint, core.dtype)
             (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")

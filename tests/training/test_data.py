@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionmatch.training.data import FusionMatchCollator, PairDataset, count_truncated, product_id
+from fusionmatch.evaluation.inputs import count_truncated, text_inputs, text_limit
+from fusionmatch.training.data import FusionMatchCollator, PairDataset, product_id
 
-from ..core.tiny import tiny_processor
+from ..core.tiny import tiny_model, tiny_processor, tower_config
 
 
 def rows(texts, products):
@@ -42,7 +43,7 @@ def test_several_texts_of_a_picture_are_different_ones():
     pairs = PairDataset(rows([["a", "b", "c"], ["d"]], ["p", "q"]), texts_per_image=2)
     assert len(set(pairs[0]["texts"])) == 2
     assert pairs[1]["texts"] == ["d"]
-    batch = FusionMatchCollator(tiny_processor())([pairs[0], pairs[1]])
+    batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[0], pairs[1]])
     assert len(batch["pixel_values"]) == 2
     assert len(batch["input_ids"]) == 3
     assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
@@ -71,14 +72,33 @@ def test_another_schema_is_refused():
 
 
 def test_truncated_texts_are_counted():
-    tokenizer = tiny_processor().tokenizer
+    processor = tiny_processor()
     texts = ["red mug", " ".join(["red"] * 38), " ".join(["red"] * 39)]
-    assert count_truncated(texts, tokenizer) == 1  # the limit is 40 with [CLS] and [SEP]
-    assert count_truncated(texts, tokenizer, max_length=3) == 3
+    assert count_truncated(processor, texts, tower_config("bert")) == 1  # the limit is 40 with [CLS] and [SEP]
+    processor.tokenizer.model_max_length = 3
+    assert count_truncated(processor, texts, tower_config("bert")) == 3
+
+
+def test_the_limit_is_never_beyond_the_positions_of_the_tower():
+    processor = tiny_processor()
+    processor.tokenizer.model_max_length = int(1e30)
+    assert text_limit(processor, tower_config("bert")) == 40
+    xlm = tower_config("xlm-roberta", pad_token_id=1)
+    assert text_limit(processor, xlm) == 38
+    model = tiny_model(text="xlm-roberta")
+    model(**text_inputs(processor, [" ".join(["red"] * 90)], xlm))
+
+
+def test_siglip_texts_do_not_depend_on_their_neighbours():
+    processor, model = tiny_processor(), tiny_model(text="siglip_text_model")
+    config = model.config.text_config
+    alone = model(**text_inputs(processor, ["a red mug"], config)).text_embeds
+    beside = model(**text_inputs(processor, ["a red mug", " ".join(["lamp"] * 20)], config)).text_embeds
+    torch.testing.assert_close(alone[0], beside[0], atol=1e-6, rtol=0)
 
 
 def test_pictures_of_any_mode_become_batches():
-    collate = FusionMatchCollator(tiny_processor())
+    collate = FusionMatchCollator(tiny_processor(), tower_config("bert"))
     items = [
         {"image": Image.new(mode, (9, 7)), "texts": ["a"], "product": i, "index": i, "text_indices": [i]}
         for i, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "1", "LA"))

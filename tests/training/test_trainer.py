@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainingArguments
+from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import describe_trainable, freeze_towers, lora_config
 from fusionmatch.training.pipeline import check_output_dir, fit
 
-from ..core.tiny import perturb, tiny_model
+from ..core.tiny import perturb, tiny_inputs, tiny_model
 
 
 def arguments(folder, **settings):
@@ -135,7 +136,8 @@ def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, 
 
     def start(folder, seed):
         # What trains starts from another initialisation when resuming: all of it has to come out of the checkpoint.
-        model = tiny_model()
+        tiny_model().save_pretrained(tmp_path / "base")
+        model = FusionMatchModel.from_pretrained(tmp_path / "base")
         if what == "full":
             model = tiny_model(seed=seed)
         elif what == "frozen":
@@ -212,8 +214,6 @@ def test_adapter_on_a_fresh_head_carries_it_whole(splits, processor, tmp_path):
 
     loaded, _ = load_pretrained(tmp_path / "adapter")
     rows = splits["test"]
-    from fusionmatch.evaluation.retrieval import embed_catalogue
-
     again = embed_catalogue(loaded, processor, rows, disable_tqdm=True)
     torch.testing.assert_close(again.image_embeds, result.after_embeddings.image_embeds, atol=1e-5, rtol=0)
     torch.testing.assert_close(again.text_embeds, result.after_embeddings.text_embeds, atol=1e-5, rtol=0)
@@ -295,3 +295,88 @@ def test_an_argument_outside_its_range(tmp_path):
         arguments(tmp_path, texts_per_image=0)
     with pytest.raises(ValueError, match="max_text_length"):
         arguments(tmp_path, max_text_length=1)
+
+
+def test_an_adapter_needs_a_base_that_was_saved(model, splits, processor, tmp_path):
+    with pytest.raises(ValueError, match="save_pretrained"):
+        make_trainer(model, splits, processor, tmp_path, lora_config(model))
+
+
+def test_a_family_with_other_names_is_no_silent_miss():
+    model = tiny_model()
+    model.config.text_config.model_type = "deberta-v2-distilbert"  # told by its name, but has no q_lin
+    with pytest.raises(ValueError, match="No LoRA preset for the text tower"):
+        lora_config(model)
+
+
+def test_frozen_towers_and_a_fresh_head_make_an_adapter_of_whole_modules(splits, processor, tmp_path):
+    base = tiny_model(gate_init_value=0.0)
+    base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, _ = load_pretrained(tmp_path / "base")
+    config = lora_config(model, towers=())
+    result = fit(model, processor, splits, arguments(tmp_path / "adapter", num_train_epochs=1), config)
+    assert (tmp_path / "adapter" / "feature_cache").is_dir()
+    adapter, _ = load_pretrained(tmp_path / "adapter")
+    again = embed_catalogue(adapter, processor, splits["test"], disable_tqdm=True)
+    torch.testing.assert_close(again.text_embeds, result.after_embeddings.text_embeds, atol=1e-3, rtol=0)
+    # Merged, it does not count as fresh any more.
+    assert adapter.merge_and_unload().config.untrained_modules == []
+
+
+def test_a_folder_of_another_run_is_left_alone(splits, processor, tmp_path):
+    tiny_model(gate_init_value=0.0).save_pretrained(tmp_path / "base")
+
+    def run(epochs=1, seed=0, data=splits):
+        model = FusionMatchModel.from_pretrained(tmp_path / "base")
+        if seed:
+            perturb(model, seed)
+        return fit(freeze_towers(model), processor, data, arguments(tmp_path / "run", num_train_epochs=epochs))
+
+    run()
+    kept = (tmp_path / "run" / "metrics.json").read_text()
+    with pytest.raises(ValueError, match="its base is"):
+        run(epochs=2, seed=3)
+    other = splits.map(lambda row: {"texts": [*row["texts"], "more"]})
+    with pytest.raises(ValueError, match="its catalogue is"):
+        run(epochs=2, data=other)
+    with pytest.raises(ValueError, match="had already ended"):
+        run()
+    assert (tmp_path / "run" / "metrics.json").read_text() == kept
+    run(epochs=2)
+    assert (tmp_path / "run" / "metrics.json").read_text() != kept
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_bf16_weights(lora, splits, processor, tmp_path):
+    tiny_model("efficientnet", gate_init_value=0.0).save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, _ = load_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    config = lora_config(model) if lora else None
+    fit(model if lora else freeze_towers(model), processor, splits, arguments(tmp_path / "run"), config)
+    loaded, _ = load_pretrained(tmp_path / "run")  # an adapter finds its base in another precision as well
+    assert torch.isfinite(embed_catalogue(loaded, processor, splits["test"], disable_tqdm=True).image_embeds).all()
+
+
+def test_cached_features_can_be_pinned(model, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, device=None: self.clone())
+    features = model.encode_tower(**{k: v for k, v in tiny_inputs().items() if k != "pixel_values"})
+    pinned = torch.utils.data._utils.pin_memory.pin_memory({"text_features": features})["text_features"]
+    assert type(pinned) is type(features)
+    assert torch.equal(pinned.levels[0], features.levels[0])
+
+
+def test_a_smaller_rank_is_better(tmp_path):
+    assert arguments(tmp_path, metric_for_best_model="t2i_median_rank").greater_is_better is False
+    assert arguments(tmp_path).greater_is_better is True
+
+
+def test_the_text_limit_is_saved_with_the_model(model, splits, processor, tmp_path):
+    result = fit(
+        freeze_towers(model), processor, splits, arguments(tmp_path / "run", max_text_length=6, num_train_epochs=1)
+    )
+    loaded, own_processor = load_pretrained(tmp_path / "run")
+    assert own_processor.tokenizer.model_max_length == 6
+    again = embed_catalogue(loaded, own_processor, splits["test"], disable_tqdm=True)
+    torch.testing.assert_close(again.text_embeds, result.after_embeddings.text_embeds, atol=1e-3, rtol=0)
