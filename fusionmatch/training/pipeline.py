@@ -161,6 +161,8 @@ def fit(
     if str(checkpoint).lower() == "true":
         checkpoint = get_last_checkpoint(args.output_dir)
     key = _run_key(model, splits, peft_config)
+    # Read now: further checkpoints may push this one out (`save_total_limit`).
+    steps_before = _steps(checkpoint) if checkpoint else 0
     if checkpoint:
         _check_run(Path(args.output_dir), key)
         logger.warning(f"Going on from {checkpoint}.")
@@ -182,7 +184,7 @@ def fit(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    if checkpoint and trainer.state.global_step == _steps(checkpoint):
+    if checkpoint and trainer.state.global_step == steps_before:
         raise ValueError(
             f"The run in {args.output_dir} had already ended, at step {trainer.state.global_step}; nothing was "
             "trained. Raise `--num_train_epochs` or `--max_steps` to go on, or name another `--output_dir`."
