@@ -154,16 +154,6 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         value = kwargs.get(name)
         return getattr(self.config, name) if value is None else value
 
-    def _check_attentions(self, kwargs: dict[str, Any]) -> bool:
-        wanted = self._wants("output_attentions", kwargs)
-        if wanted and self.config._attn_implementation != "eager":  # trf-ignore: TRF051 - a worded error, no dispatch
-            raise ValueError(
-                f'`output_attentions=True` needs `attn_implementation="eager"`; the model runs '
-                f'"{self.config._attn_implementation}", which does not keep attention weights. Call '
-                '`model.set_attn_implementation("eager")` first.'
-            )
-        return bool(wanted)
-
     def _hidden_states_needed(self, levels: list[int], kwargs: dict[str, Any]) -> bool:
         return any(level != -1 for level in levels) or bool(self._wants("output_hidden_states", kwargs))
 
@@ -236,10 +226,10 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         head: nn.Module,
         branch: FusionMatchBranch | None,
         hidden_states_wanted: bool | int | list[int],
-        attentions_wanted: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionMatchTowerOutput:
         """Plain path plus gated branch: model.md's `base + tanh(g) * fused`, with `fused` as long as `base`."""
+        attentions_wanted = kwargs["output_attentions"]
         base = head(features.pooled.to(self.similarity.logit_scale.dtype))
         embeds, fused, shares, attentions, pooling_weights = base, None, None, None, None
         if branch is not None:
@@ -249,7 +239,8 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             last_hidden_state=None if outputs is None else outputs.last_hidden_state,
             pooler_output=embeds,
             hidden_states=None if outputs is None else wanted_hidden_states(outputs, hidden_states_wanted),
-            attentions=outputs.get("attentions") if outputs is not None and attentions_wanted else None,
+            # Empty where the tower runs SDPA or the like; transformers has warned then.
+            attentions=(outputs.get("attentions") or None) if outputs is not None and attentions_wanted else None,
             base_embeds=base,
             fused_embeds=fused,
             fusion_weights=shares,
@@ -286,7 +277,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             [`FusionMatchTowerOutput`]: `pooler_output` is the embedding before L2 normalisation.
         """
         hidden_states_wanted = self._wants("output_hidden_states", kwargs)
-        attentions_wanted = self._check_attentions(kwargs)
+        kwargs["output_attentions"] = bool(self._wants("output_attentions", kwargs))
         outputs = None
         if text_features is None:
             if attention_mask is None:
@@ -295,7 +286,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
                 input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
             )
         return self._embed(
-            text_features, outputs, self.text_head, self.text_fusion, hidden_states_wanted, attentions_wanted, **kwargs
+            text_features, outputs, self.text_head, self.text_fusion, hidden_states_wanted, **kwargs
         )
 
     @can_return_tuple
@@ -321,7 +312,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             [`FusionMatchTowerOutput`]: `pooler_output` is the embedding before L2 normalisation.
         """
         hidden_states_wanted = self._wants("output_hidden_states", kwargs)
-        attentions_wanted = self._check_attentions(kwargs)
+        kwargs["output_attentions"] = bool(self._wants("output_attentions", kwargs))
         outputs = None
         if vision_features is None:
             vision_features, outputs = self._vision_tower(
@@ -333,7 +324,6 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             self.vision_head,
             self.vision_fusion,
             hidden_states_wanted,
-            attentions_wanted,
             **kwargs,
         )
 
@@ -381,8 +371,8 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             [`FusionMatchOutput`]
 
         Raises:
-            `ValueError`: neither pictures nor texts are given, a loss is asked for with one of them missing or with
-            unequal numbers, or attention weights are asked for from an implementation that keeps none.
+            `ValueError`: neither pictures nor texts are given, or a loss is asked for with one of them missing or with
+            unequal numbers.
         """
         has_text = input_ids is not None or text_features is not None
         has_image = pixel_values is not None or vision_features is not None

@@ -72,7 +72,7 @@ class FusionMatchTowerOutput(BaseModelOutputWithPooling):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             Hidden states of the tower.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the tower, where it has any.
+            Attention weights of the tower, where it has any and runs `attn_implementation="eager"`.
         base_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`):
             Output of the plain path, before normalisation.
         fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
@@ -80,7 +80,8 @@ class FusionMatchTowerOutput(BaseModelOutputWithPooling):
         fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
             Share of each feature level in the fused vector; rows sum to 1.
         fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels.
+            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels;
+            the branch keeps them whatever the attention implementation is.
         level_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
             For each level the weights `(batch, heads, tokens)` by which its tokens are pooled.
     """
@@ -173,9 +174,12 @@ class FusionMatchAttention(nn.Module):
         query = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        # Only the eager computation has weights to give, so it runs whenever they are asked for.
+        attention_interface: Callable = eager_attention_forward
+        if not kwargs.get("output_attentions"):
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
         attn_output, attn_weights = attention_interface(
             self,
             query,
@@ -303,10 +307,12 @@ class FusionMatchBranch(nn.Module):
         lengths = [level.shape[1] for level in projected]
         hidden_states = self.dropout(torch.cat(projected, dim=1))
         mask = features.attention_mask
-        attention_mask = None
-        if mask is not None:
+        attention_mask = None if mask is None else mask.repeat(1, len(lengths))
+        if mask is not None and kwargs.get("output_attentions"):
+            attention_mask = (attention_mask[:, None, None, :] == 0) * torch.finfo(dtype).min
+        elif mask is not None:
             attention_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=mask.repeat(1, len(lengths))
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
             )
         attentions = ()
         for layer in self.layers:

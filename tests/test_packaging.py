@@ -32,18 +32,16 @@ def wheel(tmp_path_factory):
     # A copy: setuptools leaves a build folder behind, and packs again what an earlier one held.
     left_out = shutil.ignore_patterns(".*", "build", "dist", "demo", "runs", "tests", "*.egg-info")
     shutil.copytree(ROOT, folder / "source", ignore=left_out)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        str(folder / "source"),
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-    ]
-    run = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, cwd=folder)
+    # By way of the source distribution, so that the wheel holds what that one brings along.
+    build = "from setuptools import build_meta; build_meta.build_sdist('../sdist')"
+    (folder / "sdist").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", build], capture_output=True, text=True, check=False, cwd=folder / "source"
+    )
+    assert run.returncode == 0, run.stderr
+    (sdist,) = (folder / "sdist").glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    run = subprocess.run([*command, str(sdist)], capture_output=True, text=True, check=False, cwd=folder)
     assert run.returncode == 0, run.stderr
     (path,) = folder.glob("*.whl")
     return path

@@ -433,11 +433,19 @@ class TestAttention:
         output = model(**tiny_inputs()).text_model_output
         assert output.attentions is None and output.fusion_attentions is None and output.level_attentions is None
 
-    def test_sdpa_says_how_to_get_them(self):
-        model = tiny_model()
-        model.set_attn_implementation("sdpa")
-        with pytest.raises(ValueError, match=r'set_attn_implementation\("eager"\)'):
-            model(**tiny_inputs(), output_attentions=True)
+    def test_the_branch_gives_its_weights_under_sdpa_too(self):
+        model, inputs = tiny_model(), tiny_inputs()
+        found = {}
+        for implementation in ("sdpa", "eager"):
+            model.set_attn_implementation(implementation)
+            found[implementation] = model(**inputs, output_attentions=True)
+        for name in ("vision_model_output", "text_model_output"):
+            sdpa, eager = found["sdpa"][name], found["eager"][name]
+            for field in ("fusion_attentions", "level_attentions"):
+                assert torch.allclose(sdpa[field][0], eager[field][0], atol=1e-6), field
+            # The tower's own it has not kept; transformers says so.
+            assert sdpa.attentions is None and len(eager.attentions) == 2
+        assert torch.allclose(found["sdpa"].image_embeds, model(**inputs).image_embeds, atol=1e-6)
 
 
 class TestPrecisionAndSpeed:

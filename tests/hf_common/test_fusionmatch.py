@@ -47,10 +47,9 @@ class FusionMatchModelTester:
         self.num_hidden_layers = 2  # of the towers, whose hidden states are returned
         self.num_attention_heads = 4
         self.is_training = True
-        self.attn_implementation = None
 
     def get_config(self) -> FusionMatchConfig:
-        return tiny_config(gate_init_value=0.3, attn_implementation=self.attn_implementation)
+        return tiny_config(gate_init_value=0.3)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[FusionMatchConfig, dict]:
         return self.get_config(), {**tiny_inputs(self.batch_size, self.seq_length), "return_loss": True}
@@ -76,18 +75,6 @@ class FusionMatchModelTest(ModelTesterMixin, unittest.TestCase):
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
-
-    # With SDPA, which keeps no attention weights, asking for them is an error: these two ask for them.
-    def test_model_outputs_equivalence(self) -> None:
-        self.model_tester.attn_implementation = "eager"
-        super().test_model_outputs_equivalence()
-
-    def test_capture_outputs_decorator(self) -> None:
-        self.model_tester.attn_implementation = "eager"
-        super().test_capture_outputs_decorator()
-
-    @unittest.skip("With SDPA, asking for attention weights is an error (tests/core/test_modeling.py).")
-    def test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions(self) -> None: ...
 
     @unittest.skip("Hidden states are those of the towers, in `vision_model_output` and `text_model_output`.")
     def test_hidden_states_output(self) -> None: ...
