@@ -103,7 +103,9 @@ def main() -> None:
             )
             model = build(args.base, seed, **ROWS[name])
             result = fit(model, processor, splits, training)
-            gates = [fusion.gate.tanh().item() for fusion in (model.vision_fusion, model.text_fusion) if fusion]
+            gates = [
+                fusion.residual.gate.tanh().item() for fusion in (model.vision_fusion, model.text_fusion) if fusion
+            ]
             results[key] = result.after | {
                 "trainable": result.trainable[-1][1],
                 "seconds": result.seconds,

@@ -77,6 +77,12 @@ class FusionMatchConfig(PreTrainedConfig):
         fusion_mode (`str`, *optional*, defaults to `"gated"`):
             How level vectors are fused into one: `"weighted_sum"` (one softmax weight a level), `"gated"` (weights
             predicted from the vectors themselves, for each example) or `"concat"` (a linear map of all of them).
+        num_concepts (`int`, *optional*, defaults to 0):
+            Concepts q of the consensus branch; 0 leaves it out. Set by [`~FusionMatchModel.set_concepts`].
+        concept_dim (`int`, *optional*, defaults to 384):
+            Size of the concepts' word vectors. Set by [`~FusionMatchModel.set_concepts`].
+        concept_words (`list[str]`, *optional*, defaults to `[]`):
+            The concepts as words, `num_concepts` of them. Set by [`~FusionMatchModel.set_concepts`].
         gate_init_value (`float`, *optional*, defaults to 0.0):
             Start of the gate g through which the branch enters, `base + tanh(g) * fused`. At 0 the model equals its
             plain path.
@@ -131,6 +137,9 @@ class FusionMatchConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
     fusion_mode: Literal["weighted_sum", "gated", "concat"] = "gated"
+    num_concepts: int = 0
+    concept_dim: int = 384
+    concept_words: list[str] | tuple[str, ...] = ()
     gate_init_value: float | int = 0.0
     logit_scale_init_value: float | int = 2.6592
     logit_bias_init_value: float | int | None = None
@@ -142,6 +151,7 @@ class FusionMatchConfig(PreTrainedConfig):
         # A tuple becomes a list in JSON; lists throughout make a reloaded configuration equal to the saved one.
         self.vision_feature_levels = list(self.vision_feature_levels)
         self.text_feature_levels = list(self.text_feature_levels)
+        self.concept_words = list(self.concept_words)
         self.untrained_modules = list(self.untrained_modules)
         super().__post_init__(**kwargs)
 
@@ -172,11 +182,22 @@ class FusionMatchConfig(PreTrainedConfig):
                     f"`{name}` is the configuration of a whole `{tower.model_type}` model with two towers. Pass its "
                     f"`{name}` alone, or load the model with `FusionMatchModel.from_dual_encoder_pretrained`."
                 )
-        for name in ("projection_dim", "hidden_size", "num_attention_heads", "max_level_tokens", "base_head_dim"):
+        positive = ("projection_dim", "hidden_size", "num_attention_heads", "max_level_tokens", "base_head_dim")
+        for name in (*positive, "concept_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"`num_hidden_layers` must be 0 or more, got {self.num_hidden_layers}.")
+        for name in ("num_hidden_layers", "num_concepts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.num_concepts and not self.vision_feature_levels:
+            raise ValueError(
+                f"`num_concepts` is {self.num_concepts}, but there are no feature levels: concepts are looked up by "
+                "what the fusion branch finds. Name levels, or set `num_concepts` to 0."
+            )
+        if self.concept_words and len(self.concept_words) != self.num_concepts:
+            raise ValueError(
+                f"`concept_words` holds {len(self.concept_words)} words, but `num_concepts` is {self.num_concepts}."
+            )
         if self.max_logit_scale is not None and self.max_logit_scale <= 0:
             raise ValueError(
                 f"`max_logit_scale` must be above 0, or `None` for no ceiling, got {self.max_logit_scale}."

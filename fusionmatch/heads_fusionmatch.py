@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Heads of the PyTorch FusionMatch model: the plain path, the similarity and its loss."""
+"""Heads of the PyTorch FusionMatch model: the plain path, the fusion of vectors and the similarity."""
 
 import math
 
@@ -22,34 +22,9 @@ from transformers.activations import ACT2FN
 from .configuration_fusionmatch import FusionMatchConfig
 
 
-def image_text_contrastive_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
-    r"""
-    Symmetric InfoNCE with any number of positives, mean over texts and over images.
-
-    Each row's target is uniform over its positives (soft targets), so that the variants and further pictures of a
-    product are never its negatives. With one positive a row it is CLIP's loss (arXiv 2103.00020, figure 3).
-
-    Args:
-        logits_per_text (`torch.Tensor` of shape `(texts, images)`):
-            Scaled similarities.
-        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
-            True where text and image belong together. Defaults to the diagonal. Rows (or columns) without a positive
-            do not count.
-
-    Returns:
-        `torch.Tensor`: the loss, a scalar.
-    """
-    logits_per_text = logits_per_text.float()
-    if positives is None:
-        positives = torch.eye(*logits_per_text.shape, dtype=torch.bool, device=logits_per_text.device)
-
-    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-        targets = positives.to(logits.dtype)
-        count = targets.sum(dim=1)
-        cross_entropy = -(nn.functional.log_softmax(logits, dim=1) * targets).sum(dim=1) / count.clamp(min=1)
-        return cross_entropy.sum() / (count > 0).sum().clamp(min=1)
-
-    return (one_way(logits_per_text, positives) + one_way(logits_per_text.t(), positives.t())) / 2
+def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
+    """Unit vectors along the last dimension; the small floor keeps a zero vector finite."""
+    return embeds / embeds.norm(p=2, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 class FusionMatchHead(nn.Module):
@@ -66,6 +41,59 @@ class FusionMatchHead(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(self.pooled_dropout(pooled))))))
+
+
+class FusionMatchParameterisedFusion(nn.Module):
+    r"""
+    Fuses K vectors into one with learned shares (arXiv 2412.19184 names a parameterised feature fusion; its formulas
+    could not be had, so each reading is a mode):
+
+    - `"weighted_sum"`: sum of the vectors with softmax weights, K parameters.
+    - `"gated"`: the same with weights predicted from the vectors themselves, for each example.
+    - `"concat"`: a linear map of the concatenated vectors; the share reported is that of each part's norm.
+    """
+
+    def __init__(self, config: FusionMatchConfig, num_vectors: int) -> None:
+        super().__init__()
+        self.mode = config.fusion_mode
+        if self.mode == "weighted_sum":
+            self.weight = nn.Parameter(torch.empty(num_vectors))
+        elif self.mode == "gated":
+            self.gate = nn.Linear(num_vectors * config.hidden_size, num_vectors)
+        else:
+            self.parts = nn.ModuleList(
+                nn.Linear(config.hidden_size, config.hidden_size, bias=i == 0) for i in range(num_vectors)
+            )
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, K, d) -> fused (batch, d) and shares (batch, K) that sum to 1."""
+        if self.mode == "concat":
+            parts = torch.stack([part(vectors[:, i]) for i, part in enumerate(self.parts)], dim=1)
+            norms = parts.detach().float().norm(dim=-1)
+            return parts.sum(dim=1), norms / norms.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        if self.mode == "weighted_sum":
+            weights = self.weight.float().softmax(dim=0).expand(vectors.shape[0], -1)
+        else:
+            weights = self.gate(vectors.flatten(1)).float().softmax(dim=-1)
+        return (weights.to(vectors.dtype)[:, :, None] * vectors).sum(dim=1), weights
+
+
+class FusionMatchGatedResidual(nn.Module):
+    """Lets a vector of the branch into the embedding, `base + tanh(g) * |base| * fused`; g is 0 at first."""
+
+    def __init__(self, config: FusionMatchConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.gate = nn.Parameter(torch.empty(1))
+
+    def forward(self, base: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, projection_dim) and (batch, hidden_size) -> the embedding, and `fused` of unit length."""
+        fused = self.project(vector)
+        return base + torch.tanh(self.gate) * base.norm(dim=-1, keepdim=True) * fused, fused
+
+    def project(self, vector: torch.Tensor) -> torch.Tensor:
+        """A vector of the branch as an embedding of its own, unit length."""
+        return l2_normalize(self.projection(vector))
 
 
 class FusionMatchSimilarity(nn.Module):

@@ -26,15 +26,21 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_fusionmatch import FusionMatchConfig
-from .heads_fusionmatch import FusionMatchSimilarity, build_head, image_text_contrastive_loss
+from .consensus_fusionmatch import FusionMatchConceptBank, FusionMatchConsensus
+from .heads_fusionmatch import (
+    FusionMatchGatedResidual,
+    FusionMatchParameterisedFusion,
+    FusionMatchSimilarity,
+    build_head,
+    l2_normalize,
+)
+from .losses_fusionmatch import infonce_loss
 from .modeling_fusionmatch_branch import (
     FusionMatchBranch,
     FusionMatchLevelPooling,
     FusionMatchOutput,
-    FusionMatchParameterisedFusion,
     FusionMatchTowerFeatures,
     FusionMatchTowerOutput,
-    l2_normalize,
 )
 from .towers_fusionmatch import (
     accepted,
@@ -73,7 +79,14 @@ class FusionMatchPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, FusionMatchBranch):
             init.normal_(module.level_embeddings, std=std)
+        elif isinstance(module, FusionMatchGatedResidual):
             init.constant_(module.gate, self.config.gate_init_value)
+        elif isinstance(module, FusionMatchConceptBank):
+            # A bank that nobody filled has no words and no graph.
+            init.zeros_(module.vectors)
+            init.zeros_(module.graph)
+        elif isinstance(module, FusionMatchConsensus):
+            init.constant_(module.log_sharpness, math.log(10))
         elif isinstance(module, FusionMatchLevelPooling):
             init.normal_(module.query, std=std)
         elif isinstance(module, FusionMatchParameterisedFusion) and module.mode == "weighted_sum":
@@ -124,9 +137,16 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         self.vision_fusion = FusionMatchBranch(config, level_sizes) if level_sizes else None
         text_level_sizes = [config.text_config.hidden_size] * len(config.text_feature_levels)
         self.text_fusion = FusionMatchBranch(config, text_level_sizes) if text_level_sizes else None
+        self._build_consensus()
         self.similarity = FusionMatchSimilarity(config)
 
         self.post_init()
+
+    def _build_consensus(self) -> None:
+        concepts = self.config.num_concepts > 0
+        self.concept_bank = FusionMatchConceptBank(self.config) if concepts else None
+        self.vision_consensus = FusionMatchConsensus(self.config) if concepts else None
+        self.text_consensus = FusionMatchConsensus(self.config) if concepts else None
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -221,32 +241,43 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
 
     def _embed(
         self,
+        tower: str,
         features: FusionMatchTowerFeatures,
         outputs: ModelOutput | None,
-        head: nn.Module,
-        branch: FusionMatchBranch | None,
         hidden_states_wanted: bool | int | list[int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionMatchTowerOutput:
-        """Plain path plus gated branch: model.md's `base + tanh(g) * fused`, with `fused` as long as `base`."""
+        """Plain path plus gated branch: `base + tanh(g) * fused`, with `fused` as long as `base`."""
+        head, branch, consensus = (getattr(self, f"{tower}_{part}") for part in ("head", "fusion", "consensus"))
         attentions_wanted = kwargs["output_attentions"]
         base = head(features.pooled.to(self.similarity.logit_scale.dtype))
-        embeds, fused, shares, attentions, pooling_weights = base, None, None, None, None
-        if branch is not None:
-            fused, gate, shares, attentions, pooling_weights = branch(features, **kwargs)
-            embeds = base + gate * base.norm(dim=-1, keepdim=True) * fused
-        return FusionMatchTowerOutput(
-            last_hidden_state=None if outputs is None else outputs.last_hidden_state,
-            pooler_output=embeds,
-            hidden_states=None if outputs is None else wanted_hidden_states(outputs, hidden_states_wanted),
+        values = {
+            "last_hidden_state": None if outputs is None else outputs.last_hidden_state,
+            "pooler_output": base,
+            "hidden_states": None if outputs is None else wanted_hidden_states(outputs, hidden_states_wanted),
             # Empty where the tower runs SDPA or the like; transformers has warned then.
-            attentions=(outputs.get("attentions") or None) if outputs is not None and attentions_wanted else None,
-            base_embeds=base,
-            fused_embeds=fused,
-            fusion_weights=shares,
-            fusion_attentions=attentions if attentions_wanted else None,
-            level_attentions=pooling_weights if attentions_wanted else None,
-        )
+            "attentions": (outputs.get("attentions") or None) if outputs is not None and attentions_wanted else None,
+            "base_embeds": base,
+        }
+        if branch is not None:
+            found = branch(features, **kwargs)
+            values |= {
+                "fusion_weights": found.weights,
+                "fusion_tokens": found.tokens,
+                "fusion_mask": found.mask,
+                "fusion_attentions": found.attentions if attentions_wanted else None,
+                "level_attentions": found.level_attentions if attentions_wanted else None,
+            }
+            vector = found.instance
+            if consensus is not None:
+                vector, about, values["concept_log_probs"], values["consensus_weights"] = consensus(
+                    found.instance, self.concept_bank()
+                )
+                values["instance_embeds"] = branch.residual.project(found.instance)
+                values["consensus_embeds"] = branch.residual.project(about)
+            values["pooler_output"], values["fused_embeds"] = branch.residual(base, vector)
+            values.setdefault("instance_embeds", values["fused_embeds"])
+        return FusionMatchTowerOutput(**values)
 
     @can_return_tuple
     def get_text_features(
@@ -285,9 +316,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             text_features, outputs = self._text_tower(
                 input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids, **kwargs
             )
-        return self._embed(
-            text_features, outputs, self.text_head, self.text_fusion, hidden_states_wanted, **kwargs
-        )
+        return self._embed("text", text_features, outputs, hidden_states_wanted, **kwargs)
 
     @can_return_tuple
     def get_image_features(
@@ -318,14 +347,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             vision_features, outputs = self._vision_tower(
                 pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )
-        return self._embed(
-            vision_features,
-            outputs,
-            self.vision_head,
-            self.vision_fusion,
-            hidden_states_wanted,
-            **kwargs,
-        )
+        return self._embed("vision", vision_features, outputs, hidden_states_wanted, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -408,7 +430,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
                     f"{0 if text_embeds is None else len(text_embeds)} texts."
                 )
             positives = None if product_ids is None else product_ids[:, None] == product_ids[None, :]
-            loss = image_text_contrastive_loss(logits_per_text, positives)
+            loss = infonce_loss(logits_per_text, positives)
         return FusionMatchOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.t(),
@@ -418,6 +440,76 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
+
+    @torch.no_grad()
+    def set_concepts(self, words: list[str], graph: torch.Tensor, vectors: torch.Tensor) -> None:
+        """
+        Gives the model a concept bank, in place of one that it may have. The consensus branch is new then and has to
+        be trained.
+
+        Args:
+            words (`list[str]`):
+                The concepts, q of them.
+            graph (`torch.Tensor` of shape `(q, q)`):
+                Normalised adjacency of the concepts.
+            vectors (`torch.Tensor` of shape `(q, w)`):
+                Word vectors of the concepts.
+
+        Raises:
+            `ValueError`: the sizes do not fit, or the model has no fusion branch.
+        """
+        if graph.shape != (len(words), len(words)) or vectors.ndim != 2 or len(vectors) != len(words):
+            raise ValueError(
+                f"{len(words)} words need a graph of {len(words)} x {len(words)} and as many vectors, got a graph of "
+                f"{tuple(graph.shape)} and vectors of {tuple(vectors.shape)}."
+            )
+        settings = {"concept_dim": vectors.shape[1], "num_concepts": len(words), "concept_words": list(words)}
+        # A copy is checked first: a refusal leaves the model as it was.
+        type(self.config)(**(self.config.to_dict() | settings))
+        for name, value in settings.items():
+            setattr(self.config, name, value)
+        self._build_consensus()
+        scale = self.similarity.logit_scale
+        parts = ("concept_bank", "vision_consensus", "text_consensus")
+        for name in parts:
+            module = getattr(self, name)
+            module.apply(self._init_weights)
+            module.to(device=scale.device, dtype=scale.dtype).train(self.training)
+        self.concept_bank.graph.copy_(graph)
+        self.concept_bank.vectors.copy_(vectors)
+        self.config.untrained_modules = [n for n in self.config.untrained_modules if n not in parts] + list(parts)
+
+    @torch.no_grad()
+    def concepts(self, top_k: int = 5, **inputs: torch.Tensor) -> dict[str, list[list[tuple[str, float]]]]:
+        """
+        The concept words that the model finds in pictures and texts.
+
+        Args:
+            top_k (`int`, *optional*, defaults to 5):
+                Words for each item.
+            inputs:
+                As for [`~FusionMatchModel.forward`].
+
+        Returns:
+            `dict`: for the key `image` and the key `text`, where given, a list for each item of (word, probability),
+            most probable first.
+
+        Raises:
+            `ValueError`: the model has no concepts.
+        """
+        if self.concept_bank is None:
+            raise ValueError("The model has no concepts. Give it some with `set_concepts` and train it.")
+        outputs = self(**inputs)
+        words = self.config.concept_words or [str(i) for i in range(self.config.num_concepts)]
+        found = {}
+        for name, output in (("image", outputs.vision_model_output), ("text", outputs.text_model_output)):
+            if output is not None:
+                best = output.concept_log_probs.exp().topk(min(top_k, len(words)), dim=-1)
+                found[name] = [
+                    [(words[i], probability) for i, probability in zip(*row, strict=True)]
+                    for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                ]
+        return found
 
     @classmethod
     def from_vision_text_pretrained(
@@ -541,4 +633,4 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         return model.eval()
 
 
-__all__ = ["FusionMatchModel", "FusionMatchPreTrainedModel", "image_text_contrastive_loss"]
+__all__ = ["FusionMatchModel", "FusionMatchPreTrainedModel"]

@@ -29,6 +29,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from .configuration_fusionmatch import FusionMatchConfig
+from .heads_fusionmatch import FusionMatchGatedResidual, FusionMatchParameterisedFusion
 
 
 @dataclass
@@ -77,8 +78,20 @@ class FusionMatchTowerOutput(BaseModelOutputWithPooling):
             Output of the plain path, before normalisation.
         fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
             Output of the fusion branch before the gate, unit length. `None` for a model without fusion.
+        instance_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
+            The same of the feature levels alone, without the concepts; equal to `fused_embeds` where there are none.
+        consensus_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
+            The same of the concepts alone. `None` for a model without concepts.
+        concept_log_probs (`torch.FloatTensor` of shape `(batch, num_concepts)`, *optional*):
+            Log-probabilities of the concepts.
         fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
-            Share of each feature level in the fused vector; rows sum to 1.
+            Share of each feature level in the instance vector; rows sum to 1.
+        consensus_weights (`torch.FloatTensor` of shape `(batch, 2)`, *optional*):
+            Shares of instance and consensus in the fused vector; rows sum to 1.
+        fusion_tokens (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`, *optional*):
+            The branch's tokens of all levels after its attention blocks; what the ranking stage reads.
+        fusion_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+            1 for tokens, 0 for padding; `None` where nothing is padded.
         fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
             Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels;
             the branch keeps them whatever the attention implementation is.
@@ -88,7 +101,13 @@ class FusionMatchTowerOutput(BaseModelOutputWithPooling):
 
     base_embeds: torch.FloatTensor | None = None
     fused_embeds: torch.FloatTensor | None = None
+    instance_embeds: torch.FloatTensor | None = None
+    consensus_embeds: torch.FloatTensor | None = None
+    concept_log_probs: torch.FloatTensor | None = None
     fusion_weights: torch.FloatTensor | None = None
+    consensus_weights: torch.FloatTensor | None = None
+    fusion_tokens: torch.FloatTensor | None = None
+    fusion_mask: torch.Tensor | None = None
     fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
     level_attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -125,11 +144,6 @@ class FusionMatchOutput(ModelOutput):
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
-
-
-def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
-    """Unit vectors along the last dimension; the small floor keeps a zero vector finite."""
-    return embeds / embeds.norm(p=2, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def eager_attention_forward(
@@ -238,43 +252,37 @@ class FusionMatchLevelPooling(nn.Module):
         return torch.einsum("bht,bthc->bhc", weights, heads).reshape(batch, size), weights
 
 
-class FusionMatchParameterisedFusion(nn.Module):
-    r"""
-    Fuses K vectors into one with learned shares (arXiv 2412.19184 names a parameterised feature fusion; its formulas
-    could not be had, so each reading is a mode):
+@dataclass
+class FusionMatchBranchOutput(ModelOutput):
+    """
+    What the branch finds in the feature levels, before the concepts and the gate.
 
-    - `"weighted_sum"`: sum of the vectors with softmax weights, K parameters.
-    - `"gated"`: the same with weights predicted from the vectors themselves, for each example.
-    - `"concat"`: a linear map of the concatenated vectors; the share reported is that of each part's norm.
+    Args:
+        instance (`torch.FloatTensor` of shape `(batch, hidden_size)`):
+            The level vectors, fused.
+        weights (`torch.FloatTensor` of shape `(batch, levels)`):
+            Share of each level in it.
+        tokens (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`):
+            Tokens of all levels after the attention blocks.
+        mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+            1 for tokens, 0 for padding.
+        attentions, level_attentions (`tuple(torch.FloatTensor)`):
+            As in [`FusionMatchTowerOutput`]; entries are `None` where an implementation keeps no weights.
     """
 
-    def __init__(self, config: FusionMatchConfig, num_vectors: int) -> None:
-        super().__init__()
-        self.mode = config.fusion_mode
-        if self.mode == "weighted_sum":
-            self.weight = nn.Parameter(torch.empty(num_vectors))
-        elif self.mode == "gated":
-            self.gate = nn.Linear(num_vectors * config.hidden_size, num_vectors)
-        else:
-            self.parts = nn.ModuleList(
-                nn.Linear(config.hidden_size, config.hidden_size, bias=i == 0) for i in range(num_vectors)
-            )
-
-    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, K, d) -> fused (batch, d) and shares (batch, K) that sum to 1."""
-        if self.mode == "concat":
-            parts = torch.stack([part(vectors[:, i]) for i, part in enumerate(self.parts)], dim=1)
-            norms = parts.detach().float().norm(dim=-1)
-            return parts.sum(dim=1), norms / norms.sum(dim=1, keepdim=True).clamp(min=1e-12)
-        if self.mode == "weighted_sum":
-            weights = self.weight.float().softmax(dim=0).expand(vectors.shape[0], -1)
-        else:
-            weights = self.gate(vectors.flatten(1)).float().softmax(dim=-1)
-        return (weights.to(vectors.dtype)[:, :, None] * vectors).sum(dim=1), weights
+    instance: torch.FloatTensor | None = None
+    weights: torch.FloatTensor | None = None
+    tokens: torch.FloatTensor | None = None
+    mask: torch.Tensor | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    level_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class FusionMatchBranch(nn.Module):
-    """The fusion branch of one modality: feature levels -> self-attention -> level vectors -> fusion -> gate."""
+    """
+    The fusion branch of one modality: feature levels -> self-attention -> level vectors -> fusion. Its `residual`
+    brings the result, or what the concepts made of it, into the embedding.
+    """
 
     def __init__(self, config: FusionMatchConfig, level_sizes: list[int]) -> None:
         super().__init__()
@@ -287,17 +295,12 @@ class FusionMatchBranch(nn.Module):
         self.layers = nn.ModuleList(FusionMatchLayer(config) for _ in range(config.num_hidden_layers))
         self.level_poolings = nn.ModuleList(FusionMatchLevelPooling(config) for _ in level_sizes)
         self.fusion = FusionMatchParameterisedFusion(config, len(level_sizes))
-        self.projection = nn.Linear(config.hidden_size, config.projection_dim)
-        self.gate = nn.Parameter(torch.empty(1))
+        self.residual = FusionMatchGatedResidual(config)
 
     def forward(
         self, features: FusionMatchTowerFeatures, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple, tuple]:
-        """
-        Returns the fused vector (batch, projection_dim; unit length), the gate's opening tanh(g) in (-1, 1), the
-        shares (batch, levels) and the attentions.
-        """
-        dtype = self.projection.weight.dtype
+    ) -> FusionMatchBranchOutput:
+        dtype = self.level_embeddings.dtype
         projected = [
             projection(norm(level.to(dtype))) + self.level_embeddings[i]
             for i, (norm, projection, level) in enumerate(
@@ -306,28 +309,29 @@ class FusionMatchBranch(nn.Module):
         ]
         lengths = [level.shape[1] for level in projected]
         hidden_states = self.dropout(torch.cat(projected, dim=1))
-        mask = features.attention_mask
-        attention_mask = None if mask is None else mask.repeat(1, len(lengths))
+        level_mask = features.attention_mask
+        mask = None if level_mask is None else level_mask.repeat(1, len(lengths))
+        attention_mask = None
         if mask is not None and kwargs.get("output_attentions"):
-            attention_mask = (attention_mask[:, None, None, :] == 0) * torch.finfo(dtype).min
+            attention_mask = (mask[:, None, None, :] == 0) * torch.finfo(dtype).min
         elif mask is not None:
             attention_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+                config=self.config, inputs_embeds=hidden_states, attention_mask=mask
             )
         attentions = ()
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, attention_mask, **kwargs)
             attentions += (weights,)
         pooled = [
-            pooling(tokens, mask)
+            pooling(tokens, level_mask)
             for pooling, tokens in zip(self.level_poolings, hidden_states.split(lengths, dim=1), strict=True)
         ]
-        fused, shares = self.fusion(torch.stack([vector for vector, _ in pooled], dim=1))
-        # Read here and not by the caller: an offloaded parameter is only there during its module's forward.
-        return (
-            l2_normalize(self.projection(fused)),
-            torch.tanh(self.gate),
-            shares,
-            attentions,
-            tuple(weights for _, weights in pooled),
+        instance, shares = self.fusion(torch.stack([vector for vector, _ in pooled], dim=1))
+        return FusionMatchBranchOutput(
+            instance=instance,
+            weights=shares,
+            tokens=hidden_states,
+            mask=mask,
+            attentions=attentions,
+            level_attentions=tuple(weights for _, weights in pooled),
         )

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import fingerprint, write_fingerprint
-from ..modeling_fusionmatch import image_text_contrastive_loss
+from ..losses_fusionmatch import infonce_loss
 from .adapters import unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, RetrievalProgressCallback
@@ -239,7 +239,7 @@ class FusionMatchTrainer(Trainer):
         similarity = unwrap_model(self.accelerator.unwrap_model(self.model)).similarity
         logits = similarity(gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds))
         positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
-        return {"fused": image_text_contrastive_loss(logits, positives)}
+        return {"fused": infonce_loss(logits, positives)}
 
     def evaluation_loop(
         self,

@@ -144,7 +144,12 @@ class TestPeft:
 
     def test_gates_and_heads_are_in_the_adapter(self, trained, model):
         weights = load_file(f"{trained[1]}/adapter_model.safetensors")
-        for name in ("vision_fusion.gate", "text_fusion.gate", "vision_head.fc1.weight", "text_head.fc2.bias"):
+        for name in (
+            "vision_fusion.residual.gate",
+            "text_fusion.residual.gate",
+            "vision_head.fc1.weight",
+            "text_head.fc2.bias",
+        ):
             assert not torch.equal(weights[f"base_model.model.{name}"], model.get_parameter(name)), name
 
     def test_adapter_changes_the_embeddings(self, trained, model):

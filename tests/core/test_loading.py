@@ -87,7 +87,7 @@ class TestRoundTrip:
         model = tiny_model(fusion_mode=mode, logit_bias_init_value=-10.0)
         perturb(model)
         with torch.no_grad():
-            model.vision_fusion.gate.fill_(-0.37)
+            model.vision_fusion.residual.gate.fill_(-0.37)
             model.text_fusion.level_embeddings.fill_(0.11)
             model.text_fusion.level_poolings[1].query.fill_(-0.23)
             model.similarity.logit_scale.fill_(1.7)
@@ -138,7 +138,7 @@ class TestRoundTrip:
         loaded, info = FusionMatchModel.from_pretrained(tmp_path, output_loading_info=True)
         assert set(info["missing_keys"]) == set(missing)
         for branch in (loaded.vision_fusion, loaded.text_fusion):
-            assert branch.gate.tolist() == pytest.approx([0.3])
+            assert branch.residual.gate.tolist() == pytest.approx([0.3])
             assert branch.fusion.weight.tolist() == [0, 0]
             for fresh in (branch.level_embeddings, *(pooling.query for pooling in branch.level_poolings)):
                 assert 0.005 < fresh.std().item() < 0.05
@@ -273,7 +273,9 @@ def test_custom_code_upload_works_without_the_package(tmp_path, monkeypatch):
     tiny_processor().save_pretrained(repository)
     assert sorted(path.name for path in repository.glob("*.py")) == [
         "configuration_fusionmatch.py",
+        "consensus_fusionmatch.py",
         "heads_fusionmatch.py",
+        "losses_fusionmatch.py",
         "modeling_fusionmatch.py",
         "modeling_fusionmatch_branch.py",
         "processing_fusionmatch.py",

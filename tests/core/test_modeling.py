@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, set_seed
 
 from fusionmatch import FusionMatchModel
-from fusionmatch.modeling_fusionmatch import image_text_contrastive_loss
+from fusionmatch.losses_fusionmatch import infonce_loss
 from fusionmatch.towers_fusionmatch import has_optional_pooler, level_tokens
 
 from .tiny import END, TEXT_TOWERS, VISION_TOWERS, perturb, tiny_inputs, tiny_model, tower_config
@@ -157,7 +157,7 @@ class TestFusion:
         before = model(**inputs)
         assert torch.equal(before.vision_model_output.pooler_output, before.vision_model_output.base_embeds)
         perturb(model.vision_fusion.layers)
-        perturb(model.text_fusion.projection)
+        perturb(model.text_fusion.residual.projection)
         after = model(**inputs)
         assert torch.equal(before.image_embeds, after.image_embeds)
         assert torch.equal(before.text_embeds, after.text_embeds)
@@ -165,8 +165,8 @@ class TestFusion:
     def test_closed_gate_can_open(self):
         # At g = 0 the branch itself gets no gradient, but the gate does: otherwise nothing would ever move.
         found = gradients(tiny_model(gate_init_value=0.0))
-        assert found["vision_fusion.gate"].abs().item() > 0
-        assert found["text_fusion.gate"].abs().item() > 0
+        assert found["vision_fusion.residual.gate"].abs().item() > 0
+        assert found["text_fusion.residual.gate"].abs().item() > 0
 
     def test_no_levels_no_branch(self):
         model = tiny_model(vision_feature_levels=[], text_feature_levels=[])
@@ -290,7 +290,7 @@ class TestForward:
         model, inputs = tiny_model(), tiny_inputs()
         outputs = model(**inputs, return_loss=True, product_ids=torch.tensor([7, 9, 7]))
         positives = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).bool()
-        assert torch.equal(outputs.loss, image_text_contrastive_loss(outputs.logits_per_text, positives))
+        assert torch.equal(outputs.loss, infonce_loss(outputs.logits_per_text, positives))
         assert outputs.loss.item() != model(**inputs, return_loss=True).loss.item()
 
     def test_scale_has_a_ceiling(self):
@@ -320,15 +320,15 @@ class TestForward:
 class TestLoss:
     @pytest.mark.parametrize("size", [1, 2, 5, 64])
     def test_equal_embeddings(self, size):
-        assert image_text_contrastive_loss(torch.zeros(size, size)).item() == pytest.approx(math.log(size), abs=1e-6)
+        assert infonce_loss(torch.zeros(size, size)).item() == pytest.approx(math.log(size), abs=1e-6)
 
     def test_unique_products_are_clip_s_loss(self):
         logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(6)
         cross_entropy = torch.nn.functional.cross_entropy
         expected = (cross_entropy(logits, labels) + cross_entropy(logits.t(), labels)) / 2
-        assert torch.allclose(image_text_contrastive_loss(logits), expected)
-        assert torch.allclose(image_text_contrastive_loss(logits, labels[:, None] == labels), expected)
+        assert torch.allclose(infonce_loss(logits), expected)
+        assert torch.allclose(infonce_loss(logits, labels[:, None] == labels), expected)
 
     def test_two_positives_by_hand(self):
         # exp of the rows: (1, 2, 1), (1, 1, 1), (2, 1, 1), with sums 4, 3, 4; texts 0 and 1 are one product.
@@ -337,7 +337,7 @@ class TestLoss:
         rows = [-(math.log(1 / 4) + math.log(2 / 4)) / 2, math.log(3), math.log(4)]
         columns = [-(math.log(1 / 4) + math.log(1 / 4)) / 2, -(math.log(2 / 4) + math.log(1 / 4)) / 2, math.log(3)]
         expected = (sum(rows) / 3 + sum(columns) / 3) / 2
-        assert image_text_contrastive_loss(logits, positives).item() == pytest.approx(expected, abs=1e-6)
+        assert infonce_loss(logits, positives).item() == pytest.approx(expected, abs=1e-6)
 
     def test_rows_without_a_positive_do_not_count(self):
         logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
@@ -345,7 +345,7 @@ class TestLoss:
         rows = logits.log_softmax(dim=1)
         columns = logits.log_softmax(dim=0)
         expected = -(rows[0, 0] + rows[1, 1]) / 4 - (columns[0, 0] + columns[1, 1]) / 4
-        assert torch.allclose(image_text_contrastive_loss(logits, positives), expected)
+        assert torch.allclose(infonce_loss(logits, positives), expected)
 
     @given(products=st.lists(st.integers(0, 4), min_size=1, max_size=8), seed=st.integers(0, 1000))
     @settings(max_examples=60, deadline=None)
@@ -354,12 +354,12 @@ class TestLoss:
         logits = 5 * torch.randn(len(products), len(products), generator=generator)
         order = torch.randperm(len(products), generator=generator)
         ids = torch.tensor(products)
-        loss = image_text_contrastive_loss(logits, ids[:, None] == ids)
+        loss = infonce_loss(logits, ids[:, None] == ids)
         shuffled = ids[order]
-        again = image_text_contrastive_loss(logits[order][:, order], shuffled[:, None] == shuffled)
+        again = infonce_loss(logits[order][:, order], shuffled[:, None] == shuffled)
         assert torch.allclose(loss, again, atol=1e-5)
         # Swapping texts and pictures does not matter either, and soft targets never score below their entropy.
-        assert torch.allclose(loss, image_text_contrastive_loss(logits.t(), ids[:, None] == ids), atol=1e-5)
+        assert torch.allclose(loss, infonce_loss(logits.t(), ids[:, None] == ids), atol=1e-5)
         counts = (ids[:, None] == ids).sum(dim=1).float()
         assert loss.item() >= counts.log().mean().item() - 1e-5
 
@@ -491,7 +491,7 @@ class TestPrecisionAndSpeed:
             expected = model(**inputs)
             cpu_offload(model, execution_device=torch.device("cpu"))
             # Weights lie elsewhere and are fetched for the time of their module's forward alone.
-            assert model.vision_fusion.gate.device.type == "meta"
+            assert model.vision_fusion.residual.gate.device.type == "meta"
             found = model(**inputs)
         assert torch.equal(expected.image_embeds, found.image_embeds)
         assert torch.equal(expected.logits_per_text, found.logits_per_text)
@@ -514,7 +514,7 @@ class TestFrozenTowers:
             assert torch.equal(direct[field], cached[field]), field
         assert cached.text_model_output.last_hidden_state is None
         cached.loss.backward()
-        assert model.vision_fusion.gate.grad is not None
+        assert model.vision_fusion.residual.gate.grad is not None
 
     def test_encode_tower_leaves_its_inputs_and_keeps_no_graph(self):
         model, inputs = tiny_model(), tiny_inputs()
@@ -550,10 +550,10 @@ class TestFrozenTowers:
         assert any("running_mean" in name for name in before)
         model.train()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        weight = core.vision_fusion.projection.weight.detach().clone()
+        weight = core.vision_fusion.residual.projection.weight.detach().clone()
         model(**tiny_inputs(), return_loss=True).loss.backward()
         optimizer.step()
-        assert not torch.equal(weight, core.vision_fusion.projection.weight)
+        assert not torch.equal(weight, core.vision_fusion.residual.projection.weight)
         for name, buffer in core.vision_model.named_buffers():
             assert torch.equal(before[name], buffer), name
 

@@ -94,7 +94,7 @@ def test_no_decay_for_vectors_gates_scale_and_level_embeddings(model, splits, pr
     assert set(by_name) == {name for name, _ in model.named_parameters()}
     for name in (
         "similarity.logit_scale",
-        "vision_fusion.gate",
+        "vision_fusion.residual.gate",
         "text_fusion.level_embeddings",
         "vision_fusion.level_poolings.0.query",
         "vision_head.fc1.bias",

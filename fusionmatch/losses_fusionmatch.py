@@ -1,0 +1,309 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Losses of image-text matching, each as a function and as a thin module.
+
+All of them take a table of texts by images and know which pairs belong together (`positives`): the texts and pictures
+of one product are all each other's positives, never negatives. All of them are means over the batch, so that several
+can be weighted against each other.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def _prepare(table: torch.Tensor, positives: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table in float32 at least, and the positives: by default the diagonal."""
+    if table.ndim != 2:
+        raise ValueError(f"A loss takes a table of shape (texts, images), got shape {tuple(table.shape)}.")
+    if positives is None:
+        positives = torch.eye(*table.shape, dtype=torch.bool, device=table.device)
+    if positives.shape != table.shape:
+        raise ValueError(
+            f"`positives` has the shape {tuple(positives.shape)}, the table of texts by images {tuple(table.shape)}; "
+            "they must be the same."
+        )
+    return (table if table.dtype == torch.float64 else table.float()), positives.bool()
+
+
+def _mean_where(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Mean of the values of the rows that count; 0 where none does."""
+    return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
+
+
+def infonce_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
+    r"""
+    Symmetric InfoNCE with any number of positives: the mean over texts and over images of
+
+    $$-\frac{1}{|P_i|} \sum_{j \in P_i} \log \frac{e^{s_{ij}}}{\sum_k e^{s_{ik}}}$$
+
+    Each row's target is uniform over its positives $P_i$. With one positive a row it is CLIP's loss (arXiv 2103.00020,
+    figure 3); with several it is the outer form of supervised contrastive learning (arXiv 2004.11362, equation 2).
+
+    Args:
+        logits_per_text (`torch.Tensor` of shape `(texts, images)`):
+            Scaled similarities.
+        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True where text and image belong together. Defaults to the diagonal. Rows (or columns) without a positive
+            do not count.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar, 0 or above.
+
+    Raises:
+        `ValueError`: the shapes do not fit.
+    """
+    logits, positives = _prepare(logits_per_text, positives)
+
+    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+        count = positives.sum(dim=1)
+        likelihood = torch.where(positives, logits.log_softmax(dim=1), 0).sum(dim=1)
+        return _mean_where(-likelihood / count.clamp(min=1), count > 0)
+
+    return (one_way(logits, positives) + one_way(logits.t(), positives.t())) / 2
+
+
+def sigmoid_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
+    r"""
+    SigLIP's loss (arXiv 2303.15343, algorithm 1): every pair of the table is a decision of its own,
+
+    $$-\frac{1}{n} \sum_{ij} \log \sigma(z_{ij} s_{ij})$$
+
+    with z = 1 for positives and -1 for all others, and n the longer side of the table. The logits should hold a bias
+    (`logit_bias_init_value=-10`): nearly all pairs are negatives.
+
+    Args, Returns, Raises: as [`infonce_loss`].
+    """
+    logits, positives = _prepare(logits_per_text, positives)
+    return -nn.functional.logsigmoid(torch.where(positives, logits, -logits)).sum() / max(logits.shape)
+
+
+def triplet_loss(
+    similarities: torch.Tensor, positives: torch.Tensor | None = None, margin: float = 0.2, hardest: bool = True
+) -> torch.Tensor:
+    r"""
+    Max of hinges (VSE++, arXiv 1707.05612, equation 6): the mean over positive pairs of
+
+    $$[m - s_{ij} + \max_{k \notin P_i} s_{ik}]_+ + [m - s_{ij} + \max_{k \notin P_j} s_{kj}]_+$$
+
+    Args:
+        similarities (`torch.Tensor` of shape `(texts, images)`):
+            Cosine similarities, without a scale.
+        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True where text and image belong together. Defaults to the diagonal.
+        margin (`float`, *optional*, defaults to 0.2):
+            The margin m.
+        hardest (`bool`, *optional*, defaults to `True`):
+            Whether the hardest negative counts alone; otherwise the mean of the hinges over all negatives, from which
+            training with the hardest one is better begun.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar, from 0 to 2 * (margin + 2).
+
+    Raises:
+        `ValueError`: the shapes do not fit.
+    """
+    similarities, positives = _prepare(similarities, positives)
+
+    def one_way(similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+        negatives = ~positives
+        if hardest:
+            rival = similarities.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
+            # Without a negative in its row a pair has no rival: the hinge of minus infinity is 0.
+            hinges = (margin - similarities + rival).clamp(min=0)
+            return _mean_where(hinges, positives)
+        hinges = (margin - similarities[:, :, None] + similarities[:, None, :]).clamp(min=0)
+        mean = torch.where(negatives[:, None, :], hinges, 0).sum(dim=2) / negatives.sum(dim=1, keepdim=True).clamp(1)
+        return _mean_where(mean, positives)
+
+    return one_way(similarities, positives) + one_way(similarities.t(), positives.t())
+
+
+def complementary_contrastive_loss(
+    logits_per_text: torch.Tensor, positives: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""
+    Complementary contrastive loss (RCL, TPAMI 2023, "Cross-Modal Retrieval With Partially Mismatched Pairs"): learns
+    only from what does *not* belong together, the mean over texts and over images of
+
+    $$-\sum_{j \notin P_i} \log (1 - p_{ij}), \quad p_{ij} = \frac{e^{s_{ij}}}{\sum_k e^{s_{ik}}}$$
+
+    A pair that is wrongly called positive is never pulled together by force: it only lacks the push. Meant for
+    catalogues with swapped pictures and texts.
+
+    Args, Returns, Raises: as [`infonce_loss`].
+    """
+    logits, positives = _prepare(logits_per_text, positives)
+
+    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+        # A probability of exactly 1 for a negative would be an infinite loss.
+        chance = logits.softmax(dim=1).clamp(max=1 - 1e-6)
+        losses = torch.where(positives, 0, -torch.log1p(-chance)).sum(dim=1)
+        return _mean_where(losses, positives.any(dim=1))
+
+    return (one_way(logits, positives) + one_way(logits.t(), positives.t())) / 2
+
+
+def concept_divergence(
+    text_concepts: torch.Tensor,
+    image_concepts: torch.Tensor,
+    positives: torch.Tensor | None = None,
+    symmetric: bool = False,
+) -> torch.Tensor:
+    r"""
+    Kullback-Leibler divergence from the texts' to the images' concept distributions (CVSE, arXiv 2007.08883),
+    $KL(p^{text}_i \| p^{image}_j)$, the mean over texts of the mean over their positives.
+
+    Args:
+        text_concepts (`torch.Tensor` of shape `(texts, concepts)`):
+            Log-probabilities of the concepts for each text.
+        image_concepts (`torch.Tensor` of shape `(images, concepts)`):
+            Log-probabilities of the concepts for each image.
+        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True where text and image belong together. Defaults to the diagonal.
+        symmetric (`bool`, *optional*, defaults to `False`):
+            Whether to take the mean of both directions.
+
+    Returns:
+        `torch.Tensor`: the divergence in nats, a scalar, 0 or above.
+
+    Raises:
+        `ValueError`: the shapes do not fit.
+    """
+
+    def one_way(first: torch.Tensor, second: torch.Tensor, positives: torch.Tensor | None) -> torch.Tensor:
+        share = first.exp()
+        table = (share * first).sum(dim=1, keepdim=True) - share @ second.t()
+        table, positives = _prepare(table, positives)
+        count = positives.sum(dim=1)
+        return _mean_where(torch.where(positives, table, 0).sum(dim=1) / count.clamp(min=1), count > 0)
+
+    forward = one_way(text_concepts, image_concepts, positives)
+    if not symmetric:
+        return forward
+    return (forward + one_way(image_concepts, text_concepts, None if positives is None else positives.t())) / 2
+
+
+class ContrastiveLoss(nn.Module):
+    """
+    A contrastive loss of texts and images; the base of the thin modules.
+
+    `forward(similarities, logits, positives, step)` takes cosine similarities and their scaled form, both of shape
+    (texts, images), the positives of the same shape and the number of optimizer steps so far, and returns a scalar.
+    """
+
+    name = ""
+    citation = ""
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, for model cards and for building the same loss again."""
+        return {}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.get_config_dict().items())
+
+
+class InfoNCELoss(ContrastiveLoss):
+    """[`infonce_loss`] as a module."""
+
+    name = "infonce"
+    citation = (
+        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020"
+    )
+
+    def forward(
+        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+    ) -> torch.Tensor:
+        return infonce_loss(logits, positives)
+
+
+class SigmoidLoss(ContrastiveLoss):
+    """[`sigmoid_loss`] as a module."""
+
+    name = "sigmoid"
+    citation = "Zhai et al., Sigmoid Loss for Language Image Pre-Training, arXiv 2303.15343"
+
+    def forward(
+        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+    ) -> torch.Tensor:
+        return sigmoid_loss(logits, positives)
+
+
+class TripletLoss(ContrastiveLoss):
+    """
+    [`triplet_loss`] as a module.
+
+    Args:
+        margin (`float`, *optional*, defaults to 0.2):
+            Margin between a positive pair and its negatives, in cosine.
+        warmup_steps (`int`, *optional*, defaults to 0):
+            Optimizer steps with the mean over all negatives before the hardest one counts alone; without them the
+            embeddings may collapse into a point (arXiv 2011.04305 warms up for an epoch).
+
+    Raises:
+        `ValueError`: a setting outside its range.
+    """
+
+    name = "triplet"
+    citation = "Faghri et al., VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, arXiv 1707.05612"
+
+    def __init__(self, margin: float = 0.2, warmup_steps: int = 0) -> None:
+        super().__init__()
+        if not 0 < margin <= 2:
+            raise ValueError(f"`margin` must lie in (0, 2], got {margin}.")
+        if warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must be 0 or more, got {warmup_steps}.")
+        self.margin = margin
+        self.warmup_steps = warmup_steps
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"margin": self.margin, "warmup_steps": self.warmup_steps}
+
+    def forward(
+        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+    ) -> torch.Tensor:
+        return triplet_loss(similarities, positives, self.margin, hardest=step >= self.warmup_steps)
+
+
+class ComplementaryContrastiveLoss(ContrastiveLoss):
+    """[`complementary_contrastive_loss`] as a module."""
+
+    name = "complementary"
+    citation = "Hu et al., Cross-Modal Retrieval With Partially Mismatched Pairs, IEEE TPAMI 2023"
+
+    def forward(
+        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+    ) -> torch.Tensor:
+        return complementary_contrastive_loss(logits, positives)
+
+
+CONTRASTIVE_LOSSES: dict[str, type[ContrastiveLoss]] = {
+    loss.name: loss for loss in (InfoNCELoss, SigmoidLoss, TripletLoss, ComplementaryContrastiveLoss)
+}
+
+__all__ = [
+    "CONTRASTIVE_LOSSES",
+    "ComplementaryContrastiveLoss",
+    "ContrastiveLoss",
+    "InfoNCELoss",
+    "SigmoidLoss",
+    "TripletLoss",
+    "complementary_contrastive_loss",
+    "concept_divergence",
+    "infonce_loss",
+    "sigmoid_loss",
+    "triplet_loss",
+]
