@@ -42,7 +42,10 @@ LORA_TARGETS = {
     "resnet": r"stages\.{last}\..*convolution",
 }
 
-HEAD_MODULES = ("vision_head", "text_head", "vision_fusion", "text_fusion", "similarity")
+HEAD_MODULES = (
+    *("vision_head", "text_head", "vision_fusion", "text_fusion"),
+    *("concept_bank", "vision_consensus", "text_consensus", "similarity"),
+)
 
 
 def unwrap_model(model: nn.Module) -> FusionMatchModel:

@@ -14,10 +14,18 @@
 
 """Arguments of [`FusionMatchTrainer`]."""
 
+import json
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+
+from ..losses_fusionmatch import CONTRASTIVE_LOSSES
+from .weighting import SCHEMES
+
+
+# What can be minimised; [`MatchingObjective`] says what each compares.
+COMPONENTS = ("fused", "instance", "consensus", "concept")
 
 
 @dataclass
@@ -26,8 +34,29 @@ class FusionMatchTrainingArguments(TrainingArguments):
     [`~transformers.TrainingArguments`] with the settings of image-text matching.
 
     Args:
-        texts_per_image (`int`, *optional*, defaults to 1):
-            Texts of each picture in a batch; they are all its positives. They rotate with the epoch.
+        texts_per_image (`int`, *optional*, defaults to 5):
+            Texts of each picture in a batch, at most; they are all its positives. They rotate with the epoch.
+        image_views (`int`, *optional*, defaults to 1):
+            Views of each picture that the epochs take turns in: itself, its mirror image, crops. With a frozen vision
+            tower the features of all views are cached.
+        loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
+            Components of the loss: `fused`, `instance`, `consensus`, `concept` ([`MatchingObjective`]).
+        contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
+            `infonce`, `sigmoid`, `triplet`, or `complementary` for catalogues with swapped pairs.
+        triplet_margin (`float`, *optional*, defaults to 0.2):
+            Margin of `triplet`, in cosine.
+        triplet_warmup_steps (`int`, *optional*, defaults to 0):
+            Steps in which `triplet` takes the mean over negatives in place of the hardest.
+        symmetric_concepts (`bool`, *optional*, defaults to `False`):
+            Whether the component `concept` looks both ways.
+        loss_weighting (`str`, *optional*, defaults to `"unit"`):
+            How components are weighted, see [`LossWeighting`].
+        loss_weights (`dict[str, float]`, *optional*):
+            Weights of `loss_weighting="fixed"`, by component.
+        lr_floor (`float`, *optional*, defaults to 0.0):
+            Share of the peak learning rate that `cosine` anneals to, in [0, 1).
+        lr_cycles (`int`, *optional*, defaults to 1):
+            Cycles of `cosine`; with more than one the rate restarts from its peak.
         max_text_length (`int`, *optional*):
             Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
         tower_learning_rate (`float`, *optional*):
@@ -67,7 +96,29 @@ class FusionMatchTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Not used: the collator chooses."})
     report_to: str | None = field(default="none", metadata={"help": "Experiment trackers, as in transformers."})
 
-    texts_per_image: int = field(default=1, metadata={"help": "Texts of each picture in a batch, all positives."})
+    texts_per_image: int = field(
+        default=5, metadata={"help": "Texts of each picture in a batch, at most; all are positives."}
+    )
+    image_views: int = field(
+        default=1, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
+    )
+    loss_components: list[str] = field(
+        default_factory=lambda: ["fused"], metadata={"help": "Of fused, instance, consensus, concept."}
+    )
+    contrastive_loss: str = field(
+        default="infonce", metadata={"help": "infonce, sigmoid, triplet, or complementary for noisy pairs."}
+    )
+    triplet_margin: float = field(default=0.2, metadata={"help": "Margin of triplet, in cosine."})
+    triplet_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps of triplet with the mean over negatives in place of the hardest."}
+    )
+    symmetric_concepts: bool = field(default=False, metadata={"help": "Whether concept looks both ways."})
+    loss_weighting: str = field(default="unit", metadata={"help": f"Weights of the components: {', '.join(SCHEMES)}."})
+    loss_weights: dict | str | None = field(
+        default=None, metadata={"help": 'Weights of fixed, as JSON: \'{"fused": 3, "instance": 5}\'.'}
+    )
+    lr_floor: float = field(default=0.0, metadata={"help": "Share of the peak rate that cosine anneals to."})
+    lr_cycles: int = field(default=1, metadata={"help": "Cycles of cosine, each from the peak again."})
     max_text_length: int | None = field(
         default=None, metadata={"help": "Longest text in tokens; defaults to the tokenizer's limit."}
     )
@@ -82,10 +133,21 @@ class FusionMatchTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.texts_per_image < 1:
-            raise ValueError(f"`texts_per_image` must be at least 1, got {self.texts_per_image}.")
+        for name in ("texts_per_image", "image_views", "lr_cycles"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if isinstance(self.loss_weights, str):
+            self.loss_weights = json.loads(self.loss_weights)
+        for name, allowed in (("contrastive_loss", tuple(CONTRASTIVE_LOSSES)), ("loss_weighting", tuple(SCHEMES))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        unknown = [name for name in self.loss_components if name not in COMPONENTS]
+        if unknown or not self.loss_components:
+            raise ValueError(f"`loss_components` must be some of {', '.join(COMPONENTS)}, got {self.loss_components}.")
         if self.max_text_length is not None and self.max_text_length < 2:
             raise ValueError(f"`max_text_length` must be at least 2 tokens, got {self.max_text_length}.")
+        if not 0 <= self.lr_floor < 1:
+            raise ValueError(f"`lr_floor` must be a share of the peak rate in [0, 1), got {self.lr_floor}.")
         # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False

@@ -13,9 +13,13 @@
 # limitations under the License.
 """What happens beside the steps of a training."""
 
+import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .data import PairDataset
@@ -61,3 +65,55 @@ class RetrievalProgressCallback(ProgressCallback):
                 f"epoch {logs.get('epoch', 0):g}: validation RSUM {logs['eval_rsum']:.1f}, "
                 f"R@1 picture → text / text → picture {recalls}"
             )
+
+
+class LossLog(TrainerCallback):
+    """
+    Keeps the components of the loss and their weights: every step in a file, means since the last log for the logs.
+
+    Args:
+        path (`Path`, *optional*):
+            JSON lines file, one line a (micro-)batch: `step` (optimizer steps done before), and for each component its
+            loss and `weight_` and its name. `None` on all processes but the main one.
+    """
+
+    FILE = "losses.jsonl"
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._rows: list[dict[str, float]] = []
+        self._since_log: list[dict[str, float]] = []
+
+    def add(self, step: int, losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> None:
+        """Takes one batch's components and weights."""
+        row = {name: loss.item() for name, loss in losses.items()}
+        row |= {f"weight_{name}": weight for name, weight in weights.items()}
+        self._rows.append({"step": step, **row})
+        self._since_log.append(row)
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call, as `loss_NAME` and `weight_NAME`; nothing for a single component."""
+        rows, self._since_log = self._since_log, []
+        if not rows or len(rows[0]) == 2:
+            return {}
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {name if name.startswith("weight_") else f"loss_{name}": mean for name, mean in means.items()}
+
+    def _write(self, *_: Any, **__: Any) -> None:
+        rows, self._rows = self._rows, []
+        if self.path is not None and rows:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    on_log = on_save = on_train_end = _write
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        # A resumed training does the steps after its checkpoint once more.
+        kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

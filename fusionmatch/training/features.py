@@ -31,6 +31,7 @@ from ..evaluation.inputs import image_inputs, text_inputs, text_limit
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from .data import picture_view
 
 
 # Rows of one safetensors file: small enough to be written in one go, large enough that there are few files.
@@ -129,8 +130,12 @@ class TowerFeatureCache:
         cache_dir: str | Path,
         batch_size: int = 32,
         disable_tqdm: bool = False,
+        views: int = 1,
     ) -> "TowerFeatureCache":
-        """Loads or computes the vision tower's features of a dataset's `image` column."""
+        """
+        Loads or computes the vision tower's features of a dataset's `image` column, `views` of each picture
+        ([`~fusionmatch.training.data.picture_view`]) one after the other.
+        """
         config = model.config
         key = _digest(
             "images",
@@ -140,16 +145,19 @@ class TowerFeatureCache:
             config.vision_pooling,
             config.vision_feature_levels,
             config.max_level_tokens,
+            *([f"{views} views"] if views > 1 else []),
             *_image_keys(dataset),
         ).hexdigest()
 
         def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
             for first in range(start, end, batch_size):
-                images = dataset[first : min(first + batch_size, end)]["image"]
-                yield {"pixel_values": image_inputs(processor, images)}
+                rows = [divmod(i, views) for i in range(first, min(first + batch_size, end))]
+                images = dataset[rows[0][0] : rows[-1][0] + 1]["image"]
+                chosen = [picture_view(images[row - rows[0][0]], row, view) for row, view in rows]
+                yield {"pixel_values": image_inputs(processor, chosen)}
 
         return cls._load_or_compute(
-            model, Path(cache_dir) / key, len(dataset), batches, "Vision tower, once", disable_tqdm
+            model, Path(cache_dir) / key, views * len(dataset), batches, "Vision tower, once", disable_tqdm
         )
 
     @classmethod

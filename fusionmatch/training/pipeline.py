@@ -31,6 +31,7 @@ from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import describe_trainable
 from .arguments import FusionMatchTrainingArguments
+from .callbacks import LossLog
 from .trainer import FusionMatchTrainer
 
 
@@ -108,7 +109,7 @@ def check_output_dir(output_dir: str | Path) -> str | None:
         return None
     checkpoint = get_last_checkpoint(str(folder))
     # Left behind by a run that stopped before its first checkpoint.
-    leftovers = ("feature_cache", "quarantine.jsonl", RUN_FILE)
+    leftovers = ("feature_cache", "quarantine.jsonl", LossLog.FILE, RUN_FILE)
     others = [path.name for path in folder.iterdir() if path.name not in leftovers]
     if checkpoint is None and others:
         raise ValueError(

@@ -16,29 +16,34 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import fingerprint, write_fingerprint
-from ..losses_fusionmatch import infonce_loss
 from .adapters import unwrap_model
+from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
-from .callbacks import EpochCallback, RetrievalProgressCallback
+from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
 from .data import FusionMatchCollator, PairDataset, check_columns
-from .distributed import gather_with_grad
 from .features import TowerFeatureCache
+from .objective import MatchingObjective
 
 
 logger = logging.get_logger(__name__)
+
+# State of the loss weights in a checkpoint.
+WEIGHTING_FILE = "loss_weighting.safetensors"
 
 
 def _trains(module: nn.Module) -> bool:
@@ -127,6 +132,7 @@ class FusionMatchTrainer(Trainer):
             raise ValueError('Pass an `eval_dataset`, or set `eval_strategy="no"`.')
 
         core = unwrap_model(model)
+        self.objective = MatchingObjective.from_arguments(args, core)
         # Taken before training: the fingerprint of what an adapter is made on.
         self._base_fingerprint = fingerprint(model) if core is not model else None
         if core is model:
@@ -146,11 +152,13 @@ class FusionMatchTrainer(Trainer):
         collator = FusionMatchCollator(processing_class, core.config.text_config)
         pairs = None
         if train_dataset is not None:
-            pairs = PairDataset(train_dataset, args.texts_per_image, decode_images=not self._cached_vision)
+            pairs = PairDataset(
+                train_dataset, args.texts_per_image, args.image_views, decode_images=not self._cached_vision
+            )
             self._check_batch_size(args, len(pairs))
             texts = [text for row in pairs.texts for text in row]
             self._report_truncated(texts)
-            features = self.cached_features(train_dataset, texts)
+            features = self.cached_features(train_dataset, texts, args.image_views)
             collator.vision_features = features.get("vision_features")
             collator.text_features = features.get("text_features")
         super().__init__(
@@ -163,6 +171,8 @@ class FusionMatchTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
+        self.add_callback(self._loss_log)
         if pairs is not None:
             self.add_callback(EpochCallback(pairs))
         if not args.disable_tqdm:
@@ -190,11 +200,12 @@ class FusionMatchTrainer(Trainer):
             )
 
     def cached_features(
-        self, dataset: datasets.Dataset, texts: Sequence[str] | None = None
+        self, dataset: datasets.Dataset, texts: Sequence[str] | None = None, views: int = 1
     ) -> dict[str, TowerFeatureCache]:
         """
-        Features of the towers that do not train, for the pictures of a dataset and for its [`unique_texts`] (or the
-        given ones); computed by the main process when they are first asked for, then read from disk.
+        Features of the towers that do not train, for the pictures of a dataset (some views of each) and for its
+        [`unique_texts`] (or the given ones); computed by the main process when they are first asked for, then read
+        from disk.
         """
         key = (id(dataset), texts is None)
         if key not in self._features or self._features[key][0] is not dataset:
@@ -204,7 +215,12 @@ class FusionMatchTrainer(Trainer):
             with self.args.main_process_first(local=False, desc="tower features"):
                 if self._cached_vision:
                     features["vision_features"] = TowerFeatureCache.for_images(
-                        core, self._processor, dataset, self._cache_dir, disable_tqdm=self.args.disable_tqdm
+                        core,
+                        self._processor,
+                        dataset,
+                        self._cache_dir,
+                        disable_tqdm=self.args.disable_tqdm,
+                        views=views,
                     )
                 if self._cached_text:
                     features["text_features"] = TowerFeatureCache.for_texts(
@@ -224,22 +240,24 @@ class FusionMatchTrainer(Trainer):
         inputs = dict(inputs)
         image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
         outputs = model(**inputs)
-        loss = sum(self.compute_losses(outputs, image_products, text_products).values())
-        if not torch.isfinite(loss):
+        similarity = unwrap_model(self.accelerator.unwrap_model(self.model)).similarity
+        losses = self.objective.losses(outputs, text_products, image_products, similarity, self.state.global_step)
+        self.objective.weighting.train(model.training)
+        try:
+            loss, weights = self.objective.weighting(losses)
+        except FloatingPointError as error:
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step}. Checkpoints written before are intact. "
-                f"Lower the learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
-            )
+                f"{error} That was at step {self.state.global_step}. Checkpoints written before are intact. Lower the "
+                f"learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
+            ) from error
+        if model.training:
+            self._loss_log.add(self.state.global_step, losses, weights)
         return (loss, outputs) if return_outputs else loss
 
-    def compute_losses(
-        self, outputs: Any, image_products: torch.Tensor, text_products: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """The named components of the loss, each a mean over the pairs of all processes."""
-        similarity = unwrap_model(self.accelerator.unwrap_model(self.model)).similarity
-        logits = similarity(gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds))
-        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
-        return {"fused": infonce_loss(logits, positives)}
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._loss_log.means()
+        super().log(logs, start_time)
 
     def evaluation_loop(
         self,
@@ -290,7 +308,49 @@ class FusionMatchTrainer(Trainer):
             optimizer.param_groups.clear()
             for group in groups:
                 optimizer.add_param_group(group)
+        learned = [p for p in self.objective.parameters() if p.requires_grad]
+        if created and learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+            # Trainer clears the gradients of the model; these are not part of it.
+            optimizer.register_step_post_hook(lambda *_: self.objective.zero_grad())
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """`cosine` is our own [`annealing_factor`], with floor and restarts; the others are transformers'."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.COSINE:
+            cycles = self.args.lr_cycles
+            factor = partial(
+                annealing_factor,
+                total_steps=num_training_steps,
+                # A share of very few steps is rounded up; each cycle has a step at least.
+                warmup_steps=max(0, min(self.args.get_warmup_steps(num_training_steps), num_training_steps - cycles)),
+                floor=self.args.lr_floor,
+                cycles=cycles,
+            )
+            factor(0)  # settings that do not fit are an error now, not after the first step
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_file(self.objective.weighting.state_dict(), Path(output_dir) / WEIGHTING_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / WEIGHTING_FILE).is_file():
+            self.objective.weighting.load_state_dict(load_file(Path(checkpoint) / WEIGHTING_FILE))
+        if checkpoint is not None and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            # The optimizer brings the rate that the next step had in the run before. Where this run is longer, so is
+            # its schedule, and the step has another one.
+            scheduler = self.lr_scheduler
+            rates = zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            for group, base, factor in rates:
+                group["lr"] = base * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._reload(resume_from_checkpoint):

@@ -161,7 +161,8 @@ class LossWeighting(nn.Module):
 
     def _random(self, values: torch.Tensor) -> torch.Tensor:
         # From seed and step alone: there is no state of a generator to be kept.
-        generator = torch.Generator().manual_seed((self.seed << 32) + int(self.step))
+        # Torch's generator for the CPU looks at 32 bits of its seed.
+        generator = torch.Generator().manual_seed((1_000_003 * self.seed + int(self.step)) % 2**32)
         return torch.randn(len(values), generator=generator, dtype=torch.float64).softmax(dim=0).to(values.device)
 
     def _proportional(self, values: torch.Tensor) -> torch.Tensor:

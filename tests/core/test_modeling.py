@@ -317,53 +317,6 @@ class TestForward:
         assert torch.equal(some[0], everything[0]) and some[1] is None and torch.equal(some[2], everything[2])
 
 
-class TestLoss:
-    @pytest.mark.parametrize("size", [1, 2, 5, 64])
-    def test_equal_embeddings(self, size):
-        assert infonce_loss(torch.zeros(size, size)).item() == pytest.approx(math.log(size), abs=1e-6)
-
-    def test_unique_products_are_clip_s_loss(self):
-        logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-        labels = torch.arange(6)
-        cross_entropy = torch.nn.functional.cross_entropy
-        expected = (cross_entropy(logits, labels) + cross_entropy(logits.t(), labels)) / 2
-        assert torch.allclose(infonce_loss(logits), expected)
-        assert torch.allclose(infonce_loss(logits, labels[:, None] == labels), expected)
-
-    def test_two_positives_by_hand(self):
-        # exp of the rows: (1, 2, 1), (1, 1, 1), (2, 1, 1), with sums 4, 3, 4; texts 0 and 1 are one product.
-        logits = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]).log()
-        positives = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()
-        rows = [-(math.log(1 / 4) + math.log(2 / 4)) / 2, math.log(3), math.log(4)]
-        columns = [-(math.log(1 / 4) + math.log(1 / 4)) / 2, -(math.log(2 / 4) + math.log(1 / 4)) / 2, math.log(3)]
-        expected = (sum(rows) / 3 + sum(columns) / 3) / 2
-        assert infonce_loss(logits, positives).item() == pytest.approx(expected, abs=1e-6)
-
-    def test_rows_without_a_positive_do_not_count(self):
-        logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
-        positives = torch.tensor([[True, False], [False, True], [False, False]])
-        rows = logits.log_softmax(dim=1)
-        columns = logits.log_softmax(dim=0)
-        expected = -(rows[0, 0] + rows[1, 1]) / 4 - (columns[0, 0] + columns[1, 1]) / 4
-        assert torch.allclose(infonce_loss(logits, positives), expected)
-
-    @given(products=st.lists(st.integers(0, 4), min_size=1, max_size=8), seed=st.integers(0, 1000))
-    @settings(max_examples=60, deadline=None)
-    def test_order_of_the_batch_does_not_matter(self, products, seed):
-        generator = torch.Generator().manual_seed(seed)
-        logits = 5 * torch.randn(len(products), len(products), generator=generator)
-        order = torch.randperm(len(products), generator=generator)
-        ids = torch.tensor(products)
-        loss = infonce_loss(logits, ids[:, None] == ids)
-        shuffled = ids[order]
-        again = infonce_loss(logits[order][:, order], shuffled[:, None] == shuffled)
-        assert torch.allclose(loss, again, atol=1e-5)
-        # Swapping texts and pictures does not matter either, and soft targets never score below their entropy.
-        assert torch.allclose(loss, infonce_loss(logits.t(), ids[:, None] == ids), atol=1e-5)
-        counts = (ids[:, None] == ids).sum(dim=1).float()
-        assert loss.item() >= counts.log().mean().item() - 1e-5
-
-
 class TestAttention:
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_equals_torch_s_multi_head_attention(self, implementation):

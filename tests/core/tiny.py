@@ -166,3 +166,11 @@ def perturb(model: torch.nn.Module, seed: int = 1) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def tiny_concepts(model: FusionMatchModel) -> FusionMatchModel:
+    """The model with a bank of three concepts."""
+    generator = torch.Generator().manual_seed(0)
+    graph = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    model.set_concepts(["red", "mug", "lamp"], graph, torch.randn(3, 6, generator=generator))
+    return model

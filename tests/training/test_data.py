@@ -14,10 +14,10 @@
 import datasets
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fusionmatch.evaluation.inputs import count_truncated, text_inputs, text_limit
-from fusionmatch.training.data import FusionMatchCollator, PairDataset, product_id
+from fusionmatch.training.data import FusionMatchCollator, PairDataset, picture_view, product_id
 
 from ..core.tiny import tiny_model, tiny_processor, tower_config
 
@@ -47,6 +47,24 @@ def test_several_texts_of_a_picture_are_different_ones():
     assert len(batch["pixel_values"]) == 2
     assert len(batch["input_ids"]) == 3
     assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
+
+
+def test_views_take_turns_and_are_always_the_same():
+    picture = Image.effect_noise((40, 30), 60).convert("RGB")
+    data = datasets.Dataset.from_dict({"image": [picture] * 2, "texts": [["a"], ["b"]], "product": ["p", "q"]})
+    pairs = PairDataset(data.cast_column("image", datasets.Image()), image_views=4)
+    seen = []
+    for epoch in range(4):
+        pairs.set_epoch(epoch)
+        seen.append(pairs[1]["view_index"])
+    assert sorted(seen) == [4, 5, 6, 7]
+    views = [picture_view(picture, 1, view) for view in range(4)]
+    assert views[0] is picture
+    assert views[1].tobytes() == ImageOps.mirror(picture).tobytes()
+    for view in views[2:]:
+        assert 0.35 < view.width * view.height / (40 * 30) < 0.95
+    assert picture_view(picture, 1, 3).tobytes() == views[3].tobytes() != picture_view(picture, 2, 3).tobytes()
+    assert picture_view(Image.new("L", (1, 1)), 0, 2).size == (1, 1)
 
 
 def test_text_indices_count_through_all_rows():
@@ -100,7 +118,7 @@ def test_siglip_texts_do_not_depend_on_their_neighbours():
 def test_pictures_of_any_mode_become_batches():
     collate = FusionMatchCollator(tiny_processor(), tower_config("bert"))
     items = [
-        {"image": Image.new(mode, (9, 7)), "texts": ["a"], "product": i, "index": i, "text_indices": [i]}
+        {"image": Image.new(mode, (9, 7)), "texts": ["a"], "product": i, "view_index": i, "text_indices": [i]}
         for i, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "1", "LA"))
     ]
     batch = collate(items)

@@ -107,29 +107,6 @@ def test_no_decay_for_vectors_gates_scale_and_level_embeddings(model, splits, pr
     assert by_name[tower]["lr"] == 1e-4
 
 
-def test_products_are_never_their_own_negatives(model, splits, processor, tmp_path):
-    """Two pairs of one product: the loss does not push them apart, whatever their similarity."""
-    trainer = make_trainer(model, splits, processor, tmp_path)
-
-    class Outputs:
-        image_embeds = torch.eye(4)[:3]
-        text_embeds = torch.eye(4)[:3].requires_grad_()
-
-    product = torch.tensor([7, 7, 9])
-    same = trainer.compute_losses(Outputs, product, product)["fused"]
-    logits = model.similarity(Outputs.text_embeds, Outputs.image_embeds)
-    log_probability = logits.log_softmax(dim=1)
-    by_hand = (
-        -(
-            (log_probability[0, 0] + log_probability[0, 1]) / 2
-            + (log_probability[1, 0] + log_probability[1, 1]) / 2
-            + log_probability[2, 2]
-        )
-        / 3
-    )
-    assert same.item() == pytest.approx(by_hand.item(), rel=1e-6)
-
-
 @pytest.mark.parametrize("what", ["full", "frozen", "lora"])
 def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, tmp_path):
     settings = {"num_train_epochs": 4, "load_best_model_at_end": False, "save_total_limit": None}

@@ -1,0 +1,138 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What training minimises: named components of the loss, and their weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
+from ..modeling_fusionmatch import FusionMatchModel
+from ..modeling_fusionmatch_branch import FusionMatchOutput
+from .arguments import FusionMatchTrainingArguments
+from .distributed import gather_with_grad
+from .weighting import LossWeighting
+
+
+# Component -> the field of a tower's output that it compares; `None` is the final embedding.
+_EMBEDS = {"fused": None, "instance": "instance_embeds", "consensus": "consensus_embeds"}
+
+
+class MatchingObjective(nn.Module):
+    r"""
+    The named components of the loss and their weights.
+
+    | component | what it compares |
+    |---|---|
+    | `fused` | the embeddings of texts and pictures, contrastively |
+    | `instance` | what the feature levels alone give, contrastively; needs a fusion branch |
+    | `consensus` | what the concepts alone give, contrastively; needs concepts |
+    | `concept` | the concept distributions, by their divergence; needs concepts |
+
+    Args:
+        components (`Sequence[str]`):
+            Which of them.
+        contrastive ([`~fusionmatch.losses_fusionmatch.ContrastiveLoss`]):
+            The contrastive loss.
+        weighting ([`LossWeighting`]):
+            Weights of these components.
+        symmetric_concepts (`bool`, *optional*, defaults to `False`):
+            Whether `concept` takes the mean of both directions, not only texts to pictures.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[str],
+        contrastive: ContrastiveLoss,
+        weighting: LossWeighting,
+        symmetric_concepts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.components = tuple(components)
+        self.contrastive = contrastive
+        self.weighting = weighting
+        self.symmetric_concepts = symmetric_concepts
+
+    @classmethod
+    def from_arguments(cls, args: FusionMatchTrainingArguments, model: FusionMatchModel) -> "MatchingObjective":
+        """
+        The objective that training arguments ask for.
+
+        Raises:
+            `ValueError`: the model lacks what a component compares.
+        """
+        missing = {
+            "instance": model.vision_fusion is None,
+            "consensus": model.concept_bank is None,
+            "concept": model.concept_bank is None,
+        }
+        for name in args.loss_components:
+            if missing.get(name):
+                part = "feature levels" if name == "instance" else "concepts (`--concepts concepts.json`)"
+                raise ValueError(f"The loss component `{name}` needs a model with {part}; this one has none.")
+        settings = {}
+        if args.contrastive_loss == "triplet":
+            settings = {"margin": args.triplet_margin, "warmup_steps": args.triplet_warmup_steps}
+        weighting = LossWeighting(args.loss_components, args.loss_weighting, fixed=args.loss_weights, seed=args.seed)
+        return cls(
+            args.loss_components,
+            CONTRASTIVE_LOSSES[args.contrastive_loss](**settings),
+            weighting,
+            args.symmetric_concepts,
+        )
+
+    def losses(
+        self,
+        outputs: FusionMatchOutput,
+        text_products: torch.Tensor,
+        image_products: torch.Tensor,
+        similarity: nn.Module,
+        step: int = 0,
+    ) -> dict[str, torch.Tensor]:
+        """
+        The components for the batch of all processes, each a mean over it.
+
+        Args:
+            outputs ([`FusionMatchOutput`]):
+                Outputs of the model for texts and pictures of this process.
+            text_products, image_products (`torch.LongTensor` of shape `(texts,)` and `(images,)`):
+                Products of them; those of one product are all each other's positives.
+            similarity ([`~fusionmatch.heads_fusionmatch.FusionMatchSimilarity`]):
+                The model's scale and bias.
+            step (`int`, *optional*, defaults to 0):
+                Optimizer steps done.
+
+        Returns:
+            `dict[str, torch.Tensor]`: a scalar for each component.
+        """
+        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
+        texts, images = outputs.text_model_output, outputs.vision_model_output
+        losses = {}
+        for name in self.components:
+            if name == "concept":
+                losses[name] = concept_divergence(
+                    gather_with_grad(texts.concept_log_probs),
+                    gather_with_grad(images.concept_log_probs),
+                    positives,
+                    self.symmetric_concepts,
+                )
+                continue
+            field = _EMBEDS[name]
+            text_embeds = gather_with_grad(outputs.text_embeds if field is None else texts[field])
+            image_embeds = gather_with_grad(outputs.image_embeds if field is None else images[field])
+            losses[name] = self.contrastive(
+                text_embeds @ image_embeds.t(), similarity(text_embeds, image_embeds), positives, step
+            )
+        return losses

@@ -1,0 +1,205 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Components of the loss: which there are, what they compare, and that their weights go on where they stopped."""
+
+import json
+
+import pytest
+import torch
+from pytest import approx
+
+from fusionmatch import FusionMatchModel, FusionMatchTrainer
+from fusionmatch.losses_fusionmatch import concept_divergence, infonce_loss
+from fusionmatch.training import lora_config
+from fusionmatch.training.annealing import annealing_factor
+from fusionmatch.training.objective import MatchingObjective
+
+from ..core.tiny import perturb, tiny_concepts, tiny_inputs, tiny_model
+from .test_trainer import arguments, losses, make_trainer
+
+
+ALL = ["fused", "instance", "consensus", "concept"]
+PRODUCTS = torch.tensor([7, 7, 9])
+
+
+@pytest.fixture
+def with_concepts():
+    model = tiny_concepts(tiny_model())
+    perturb(model)
+    return model
+
+
+def test_every_component_by_hand(with_concepts, tmp_path):
+    model = with_concepts
+    objective = MatchingObjective.from_arguments(arguments(tmp_path, loss_components=ALL), model)
+    outputs = model(**tiny_inputs())
+    found = objective.losses(outputs, PRODUCTS, PRODUCTS, model.similarity)
+    positives = PRODUCTS[:, None] == PRODUCTS[None, :]
+    texts, images = outputs.text_model_output, outputs.vision_model_output
+    expected = {
+        "fused": infonce_loss(outputs.logits_per_text, positives),
+        "instance": infonce_loss(model.similarity(texts.instance_embeds, images.instance_embeds), positives),
+        "consensus": infonce_loss(model.similarity(texts.consensus_embeds, images.consensus_embeds), positives),
+        "concept": concept_divergence(texts.concept_log_probs, images.concept_log_probs, positives),
+    }
+    assert list(found) == ALL
+    for name, loss in expected.items():
+        assert torch.equal(found[name], loss), name
+    assert len({loss.item() for loss in found.values()}) == 4
+
+
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid", "triplet", "complementary"])
+def test_every_kind_of_loss_trains(kind, splits, processor, tmp_path):
+    settings = {"contrastive_loss": kind, "triplet_warmup_steps": 3, "num_train_epochs": 12, "learning_rate": 3e-3}
+    model = tiny_model(gate_init_value=0.0, logit_bias_init_value=-5.0 if kind == "sigmoid" else None)
+    trainer = make_trainer(model, splits, processor, tmp_path, **settings)
+    trainer.train()
+    assert trainer.objective.contrastive.name == kind
+    history = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert len(history) == trainer.state.global_step
+    values = [row["fused"] for row in history[3:]]  # triplet is another loss during its warm-up
+    assert sum(values[-6:]) < sum(values[:6])
+
+
+def test_what_the_model_lacks_is_refused(model, tmp_path):
+    for name in ("consensus", "concept"):
+        with pytest.raises(ValueError, match=f"`{name}` needs a model with concepts"):
+            MatchingObjective.from_arguments(arguments(tmp_path, loss_components=["fused", name]), model)
+    plain = tiny_model(vision_feature_levels=[], text_feature_levels=[])
+    with pytest.raises(ValueError, match="`instance` needs a model with feature levels"):
+        MatchingObjective.from_arguments(arguments(tmp_path, loss_components=["instance"]), plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_components": ["fusion"]}, "fusion"),
+        ({"loss_components": []}, "`loss_components`"),
+        ({"contrastive_loss": "hinge"}, "hinge"),
+        ({"loss_weighting": "best"}, "best"),
+        ({"lr_floor": 1.0}, "`lr_floor`"),
+        ({"lr_cycles": 0}, "`lr_cycles`"),
+    ],
+)
+def test_unknown_settings_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_every_step_and_every_log_has_losses_and_weights(with_concepts, splits, processor, tmp_path):
+    settings = {"loss_components": ALL, "loss_weighting": "inverse", "logging_steps": 2}
+    trainer = make_trainer(with_concepts, splits, processor, tmp_path, **settings)
+    trainer.train()
+    history = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == list(range(trainer.state.global_step))
+    for row in history:
+        assert sum(row[f"weight_{name}"] for name in ALL) == approx(4)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0]["loss_concept"] == approx((history[0]["concept"] + history[1]["concept"]) / 2)
+    assert logged[0]["loss"] == approx(
+        sum(row[name] * row[f"weight_{name}"] for row in history[:2] for name in ALL) / 2, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("scheme", ["relative", "uncertainty", "dwa", "cov", "random"])
+def test_weights_go_on_where_they_stopped(scheme, splits, processor, tmp_path):
+    """Killed after two epochs and resumed: the same losses and weights, bit for bit, as without a stop."""
+    settings = {"loss_components": ALL, "loss_weighting": scheme, "num_train_epochs": 4, "save_total_limit": None}
+
+    def start(folder, seed):
+        model = tiny_concepts(tiny_model(seed=seed))
+        return make_trainer(model, splits, processor, folder, load_best_model_at_end=False, **settings)
+
+    whole = start(tmp_path / "whole", 0)
+    whole.train()
+    checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    resumed = start(tmp_path / "resumed", 1)
+    resumed.train(resume_from_checkpoint=str(checkpoints[1]))
+    history = [(tmp_path / name / "losses.jsonl").read_text().splitlines() for name in ("whole", "resumed")]
+    assert history[1] == history[0][-len(history[1]) :]
+    assert 0 < len(history[1]) < len(history[0])
+    if scheme == "uncertainty":
+        assert resumed.objective.weighting.log_variance.abs().min() > 0
+
+
+def test_a_resumed_history_has_every_step_once(with_concepts, splits, processor, tmp_path):
+    def go(epochs, resume=None):
+        settings = {"num_train_epochs": epochs, "load_best_model_at_end": False}
+        trainer = make_trainer(with_concepts, splits, processor, tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.global_step
+
+    steps = go(2)
+    with (tmp_path / "losses.jsonl").open("a") as file:
+        file.write('{"step": 9999}\n')  # done after the last checkpoint, then killed
+    total = go(3, resume=str(tmp_path / f"checkpoint-{steps}"))
+    history = [json.loads(line)["step"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert history == list(range(total))
+
+
+def test_a_longer_run_goes_on_with_the_rate_of_its_own_schedule(model, splits, processor, tmp_path):
+    """After two epochs of two the rate is 0; after two of four it is that of the half-way point."""
+
+    def go(epochs, resume=None):
+        settings = {"num_train_epochs": epochs, "load_best_model_at_end": False, "warmup_steps": 0}
+        trainer = make_trainer(model, splits, processor, tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+    steps = len(go(2))
+    rates = go(4, resume=str(tmp_path / f"checkpoint-{steps}"))
+    whole = [1e-2 * annealing_factor(step, 2 * steps) for step in range(2 * steps)]
+    assert rates[steps:] == approx(whole[steps:])
+
+
+def test_learned_weights_are_in_the_optimizer_without_decay(with_concepts, splits, processor, tmp_path):
+    settings = {"loss_components": ALL, "loss_weighting": "uncertainty", "weight_decay": 0.1}
+    trainer = make_trainer(with_concepts, splits, processor, tmp_path, **settings)
+    groups = trainer.create_optimizer().param_groups
+    (group,) = [g for g in groups if any(p is trainer.objective.weighting.log_variance for p in g["params"])]
+    assert group["weight_decay"] == 0
+
+
+def test_a_broken_component_is_named_with_the_remedy(with_concepts, splits, processor, tmp_path):
+    with torch.no_grad():
+        with_concepts.text_consensus.query.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"Lower the learning rate"):
+        make_trainer(with_concepts, splits, processor, tmp_path, loss_components=ALL).train()
+
+
+def test_schedule_with_floor_and_restarts(model, splits, processor, tmp_path):
+    settings = {"lr_floor": 0.25, "lr_cycles": 2, "warmup_steps": 0, "num_train_epochs": 4}
+    trainer = make_trainer(model, splits, processor, tmp_path, **settings)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    half = len(rates) // 2
+    assert rates[:half] == approx(rates[half:])
+    assert rates[half] == approx(1e-2) and min(rates) > 0.25e-2
+
+
+def test_concepts_in_an_adapter(splits, processor, tmp_path):
+    tiny_concepts(tiny_model(gate_init_value=0.0)).save_pretrained(tmp_path / "base")
+    base = FusionMatchModel.from_pretrained(tmp_path / "base")
+    config = lora_config(base)
+    assert {"concept_bank", "vision_consensus", "text_consensus"} <= set(config.modules_to_save)
+    trainer = FusionMatchTrainer(
+        base,
+        arguments(tmp_path / "run", loss_components=ALL, num_train_epochs=1),
+        splits["train"],
+        splits["validation"],
+        processor,
+        peft_config=config,
+    )
+    trainer.train()
+    assert losses(trainer)
