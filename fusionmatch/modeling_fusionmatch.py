@@ -442,7 +442,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         )
 
     @torch.no_grad()
-    # trf-ignore: TRF033 - a bank comes when a catalogue is known, after the model was loaded; the configuration follows
+    # trf-ignore: TRF033 - a bank comes with a catalogue, after the model was loaded; the configuration follows it
     def set_concepts(self, words: list[str], graph: torch.Tensor, vectors: torch.Tensor) -> None:
         """
         Gives the model a concept bank, in place of one that it may have. The consensus branch is new then and has to

@@ -18,6 +18,7 @@ It knows no model and loads neither torch nor transformers.
 """
 
 from .columns import Columns, join_texts
+from .concepts import ConceptBank, build_concepts
 from .intake import Intake, load_catalogue, read_catalogue
 from .quarantine import QuarantinedRow
 from .splits import split_products
@@ -25,8 +26,10 @@ from .splits import split_products
 
 __all__ = [
     "Columns",
+    "ConceptBank",
     "Intake",
     "QuarantinedRow",
+    "build_concepts",
     "join_texts",
     "load_catalogue",
     "read_catalogue",
