@@ -21,10 +21,17 @@ everything else (training, catalogue, evaluation, search) is imported when it is
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
 from .configuration_fusionmatch import FusionMatchConfig
 from .modeling_fusionmatch import FusionMatchModel
+from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 from .processing_fusionmatch import FusionMatchProcessor
 
 
@@ -40,6 +47,8 @@ __version__ = "0.1.0"
 AutoConfig.register(FusionMatchConfig.model_type, FusionMatchConfig, exist_ok=True)
 AutoModel.register(FusionMatchConfig, FusionMatchModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(FusionMatchConfig, FusionMatchModel, exist_ok=True)
+# The one with every head, as transformers has it: both losses that it can be trained with from the start.
+AutoModelForPreTraining.register(FusionMatchConfig, FusionMatchForImageTextRetrieval, exist_ok=True)
 AutoProcessor.register(FusionMatchConfig, FusionMatchProcessor, exist_ok=True)
 
 _LAZY = {
@@ -65,6 +74,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "CatalogueIndex",
     "FusionMatchConfig",
+    "FusionMatchForImageTextRetrieval",
     "FusionMatchModel",
     "FusionMatchProcessor",
     "FusionMatchTrainer",

@@ -83,6 +83,9 @@ class FusionMatchConfig(PreTrainedConfig):
             Size of the concepts' word vectors. Set by [`~FusionMatchModel.set_concepts`].
         concept_words (`list[str]`, *optional*, defaults to `[]`):
             The concepts as words, `num_concepts` of them. Set by [`~FusionMatchModel.set_concepts`].
+        num_ranking_layers (`int`, *optional*, defaults to 2):
+            Cross-attention blocks of the ranking stage, for each side. Only [`FusionMatchForImageTextRetrieval`] has
+            one.
         gate_init_value (`float`, *optional*, defaults to 0.0):
             Start of the gate g through which the branch enters, `base + tanh(g) * fused`. At 0 the model equals its
             plain path.
@@ -140,6 +143,7 @@ class FusionMatchConfig(PreTrainedConfig):
     num_concepts: int = 0
     concept_dim: int = 384
     concept_words: list[str] | tuple[str, ...] = ()
+    num_ranking_layers: int = 2
     gate_init_value: float | int = 0.0
     logit_scale_init_value: float | int = 2.6592
     logit_bias_init_value: float | int | None = None
@@ -186,7 +190,7 @@ class FusionMatchConfig(PreTrainedConfig):
         for name in (*positive, "concept_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("num_hidden_layers", "num_concepts"):
+        for name in ("num_hidden_layers", "num_ranking_layers", "num_concepts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if self.num_concepts and not self.vision_feature_levels:

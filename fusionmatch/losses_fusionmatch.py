@@ -19,6 +19,7 @@ of one product are all each other's positives, never negatives. All of them are 
 can be weighted against each other.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -197,6 +198,56 @@ def concept_divergence(
     return (forward + one_way(image_concepts, text_concepts, None if positives is None else positives.t())) / 2
 
 
+def matching_loss(
+    logits_per_text: torch.Tensor,
+    match: Callable[[torch.LongTensor, torch.LongTensor], torch.Tensor],
+    positives: torch.Tensor | None = None,
+    sample: bool = True,
+) -> torch.Tensor:
+    r"""
+    Image-text matching loss with hard negatives mined in the batch (ALBEF, arXiv 2107.07651, section 3.2): binary
+    cross-entropy over a positive pair of each text, a negative picture for each text and a negative text for each
+    picture. A negative is drawn with the probability that the similarity gives it, among those of other products.
+
+    Negatives weigh as much as positives together, so that the loss at chance is ln 2.
+
+    Args:
+        logits_per_text (`torch.Tensor` of shape `(texts, images)`):
+            Scaled similarities, from which negatives are drawn. No gradient goes back through the drawing.
+        match (`Callable`):
+            Takes indices of texts and of images, (pairs,) each, and gives the log-odds that they belong together.
+        positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True where text and image belong together. Defaults to the diagonal.
+        sample (`bool`, *optional*, defaults to `True`):
+            Whether to draw; otherwise the likeliest is taken, and the loss is the same at every call.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar, 0 or above.
+
+    Raises:
+        `ValueError`: the shapes do not fit.
+    """
+    logits, positives = _prepare(logits_per_text.detach(), positives)
+
+    def draw(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = weights.sum(dim=1).nonzero().flatten()
+        if not sample or not len(rows):
+            return rows, weights[rows].argmax(dim=1)
+        return rows, torch.multinomial(weights[rows], 1).flatten()
+
+    texts, images = draw(positives.float())
+    # The floor lets a negative be drawn where all the probability is on the positives. Of broken logits the loss is to
+    # tell, not the drawing.
+    logits = logits.nan_to_num()
+    negative_of_text = draw((logits.softmax(dim=1) + 1e-6).masked_fill(positives, 0))
+    columns, negative_text = draw((logits.softmax(dim=0) + 1e-6).masked_fill(positives, 0).t())
+    pairs = [(texts, images), negative_of_text, (negative_text, columns)]
+    found = match(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])).float()
+    right, wrong = found[: len(texts)], found[len(texts) :]
+    softplus = nn.functional.softplus
+    return (softplus(-right).sum() / max(1, len(right)) + softplus(wrong).sum() / max(1, len(wrong))) / 2
+
+
 class ContrastiveLoss(nn.Module):
     """
     A contrastive loss of texts and images; the base of the thin modules.
@@ -304,6 +355,7 @@ __all__ = [
     "complementary_contrastive_loss",
     "concept_divergence",
     "infonce_loss",
+    "matching_loss",
     "sigmoid_loss",
     "triplet_loss",
 ]

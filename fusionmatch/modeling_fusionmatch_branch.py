@@ -165,8 +165,26 @@ def eager_attention_forward(
     return torch.matmul(attn_weights, value).transpose(1, 2).contiguous(), attn_weights
 
 
+def expand_mask(
+    config: FusionMatchConfig,
+    mask: torch.Tensor | None,
+    queries: torch.Tensor,
+    source: torch.Tensor | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> torch.Tensor | None:
+    """A mask (batch, tokens) of the source's padding in the form that the attention to be computed takes."""
+    if mask is None:
+        return None
+    if kwargs.get("output_attentions"):
+        # For the eager computation, whatever the configuration says (see FusionMatchAttention).
+        return (mask[:, None, None, :] == 0) * torch.finfo(queries.dtype).min
+    return create_bidirectional_mask(
+        config=config, inputs_embeds=queries, attention_mask=mask, encoder_hidden_states=source
+    )
+
+
 class FusionMatchAttention(nn.Module):
-    """Multi-head self-attention over the tokens of all feature levels of one picture or text."""
+    """Multi-head attention of tokens to each other, or to the tokens of another picture or text."""
 
     def __init__(self, config: FusionMatchConfig) -> None:
         super().__init__()
@@ -181,13 +199,18 @@ class FusionMatchAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        key_value_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
-        heads_shape = (*input_shape, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        source = hidden_states if key_value_states is None else key_value_states
+        source_shape = (*source.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+        key = self.k_proj(source).view(source_shape).transpose(1, 2)
+        value = self.v_proj(source).view(source_shape).transpose(1, 2)
         # Only the eager computation has weights to give, so it runs whenever they are asked for.
         attention_interface: Callable = eager_attention_forward
         if not kwargs.get("output_attentions"):
@@ -311,13 +334,7 @@ class FusionMatchBranch(nn.Module):
         hidden_states = self.dropout(torch.cat(projected, dim=1))
         level_mask = features.attention_mask
         mask = None if level_mask is None else level_mask.repeat(1, len(lengths))
-        attention_mask = None
-        if mask is not None and kwargs.get("output_attentions"):
-            attention_mask = (mask[:, None, None, :] == 0) * torch.finfo(dtype).min
-        elif mask is not None:
-            attention_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-            )
+        attention_mask = expand_mask(self.config, mask, hidden_states, **kwargs)
         attentions = ()
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, attention_mask, **kwargs)

@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_said(monkeypatch):
 
 
 def test_a_real_catalogue_twice_the_same(tmp_path):
-    splits = load_catalogue(write_sample_shop(tmp_path / "shop", num_products=30, image_size=24))
+    splits = load_catalogue(write_sample_shop(tmp_path / "shop", num_products=40, image_size=32))
     banks = [
         build_concepts(splits["train"], attribute_columns=["color", "material"], disable_tqdm=True) for _ in range(2)
     ]

@@ -28,7 +28,12 @@ if problem is not None:
         pytest.fail(problem, pytrace=False)
     pytest.skip(problem, allow_module_level=True)
 
-from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchProcessor  # noqa: E402
+from fusionmatch import (  # noqa: E402
+    FusionMatchConfig,
+    FusionMatchForImageTextRetrieval,
+    FusionMatchModel,
+    FusionMatchProcessor,
+)
 
 from ..core.tiny import tiny_config, tiny_inputs, tiny_processor  # noqa: E402
 from .upstream.tests.test_configuration_common import ConfigTester  # noqa: E402
@@ -81,6 +86,18 @@ class FusionMatchModelTest(ModelTesterMixin, unittest.TestCase):
 
     @unittest.skip("Hidden states are those of the towers, in `vision_model_output` and `text_model_output`.")
     def test_retain_grad_hidden_states_attentions(self) -> None: ...
+
+
+class FusionMatchRetrievalModelTester(FusionMatchModelTester):
+    base_model_class = FusionMatchModel
+
+
+class FusionMatchForImageTextRetrievalTest(FusionMatchModelTest):
+    all_model_classes = (FusionMatchForImageTextRetrieval,)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model_tester = FusionMatchRetrievalModelTester(self)
 
 
 class FusionMatchProcessorTest(ProcessorTesterMixin, unittest.TestCase):
