@@ -22,7 +22,8 @@ import datasets
 from ..catalogue import Intake
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
 from ..hub.model_card import write_model_card
-from ..training import FusionMatchTrainingArguments, unwrap_model
+from ..training import FusionMatchTrainingArguments
+from ..training.adapters import peft_base, unwrap_model
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, ModelArguments
 from .models import load_model
@@ -50,14 +51,15 @@ def fit_and_report(
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
     model, processor = load_model(model_args)
-    if unwrap_model(model) is not model:
+    if peft_base(model) is not model:
         raise ValueError(
             f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`merge_and_unload`, "
             "`save_pretrained`), then go on from the merged checkpoint."
         )
     if freeze is not None:
-        model.vision_model.requires_grad_(not freeze.freeze_vision_model)
-        model.text_model.requires_grad_(not freeze.freeze_text_model)
+        core = unwrap_model(model)
+        core.vision_model.requires_grad_(not freeze.freeze_vision_model)
+        core.text_model.requires_grad_(not freeze.freeze_text_model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
     result = fit(model, processor, splits, args, peft_config=None if peft_config is None else peft_config(model))
     if not main_process:

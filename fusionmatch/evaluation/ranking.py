@@ -24,6 +24,7 @@ Definitions, as the image-text retrieval literature uses them (VSE++ and its suc
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -87,25 +88,52 @@ def retrieval_metrics(
         raise ValueError("`ks` is empty. Give at least one depth, such as ks=(1, 5, 10).")
     sides = _Sides("image_embeds", image_embeds, image_products, "text_embeds", text_embeds, text_products)
     ranks = sides.ranks(chunk_size)
-    relevant = sides.relevant_counts()
-    sizes = len(sides.codes[0]), len(sides.codes[1])
-    if not relevant[0].any():
+    if not ranks[0].any():
         raise ValueError(
             f"No image shares its product with a text, so there is nothing to find. The first image's product is "
             f"{_first(image_products)!r}, the first text's {_first(text_products)!r}: check that both use the same "
             f"keys and the same type."
         )
 
+    return summarise_ranks(*ranks, image_products, text_products, ks=depths)
+
+
+def summarise_ranks(
+    image_ranks: torch.Tensor,
+    text_ranks: torch.Tensor,
+    image_products: Products,
+    text_products: Products,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """
+    The metrics of [`retrieval_metrics`] from ranks, whatever they come from: embeddings, or a ranking stage.
+
+    Args:
+        image_ranks (`torch.Tensor` of shape `(num_images,)`):
+            Rank of each image's first relevant text, from 1; 0 where there is none.
+        text_ranks (`torch.Tensor` of shape `(num_texts,)`):
+            The same of each text among the images.
+        image_products, text_products (sequence of `str` or `int`):
+            Products of the images and texts.
+        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
+            The depths at which recall is reported.
+    """
+    products = [_values(side) for side in (image_products, text_products)]
+    sizes = [len(side) for side in products]
     metrics: dict[str, float] = {}
-    for direction, rank, counts, gallery in zip(("i2t", "t2i"), ranks, relevant, reversed(sizes), strict=True):
+    sides = zip(("i2t", "t2i"), (image_ranks, text_ranks), products, reversed(products), strict=True)
+    for direction, rank, own, gallery in sides:
+        number = Counter(gallery)
+        counts = torch.tensor([number[product] for product in own])
         found = rank[rank > 0]
-        for k in depths:
+        for k in ks:
             metrics[f"{direction}_recall@{k}"] = 100.0 * int((found <= k).sum()) / len(found)
-            metrics[f"chance_{direction}_recall@{k}"] = chance_recall(counts, gallery, k)
+            metrics[f"chance_{direction}_recall@{k}"] = chance_recall(counts, len(gallery), k)
         metrics[f"{direction}_median_rank"] = math.floor(np.median(found.numpy() - 1)) + 1.0
         metrics[f"{direction}_mrr"] = found.double().reciprocal().mean().item()
         metrics[f"{direction}_queries"] = len(found)
-    if {1, 5, 10} <= set(depths):
+    if {1, 5, 10} <= set(ks):
         for prefix in ("", "chance_"):
             metrics[f"{prefix}rsum"] = math.fsum(
                 metrics[f"{prefix}{direction}_recall@{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10)
@@ -205,12 +233,6 @@ class _Sides:
         self.codes = [code[order] for code, order in zip(codes, self.orders, strict=True)]
         self.units = [unit[order] for unit, order in zip((first, second), self.orders, strict=True)]
 
-    def relevant_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Number of relevant items of each query, for both directions, in the order of `self.codes`."""
-        first, second = self.codes
-        size = int(max(first[-1], second[-1])) + 1
-        return second.bincount(minlength=size)[first], first.bincount(minlength=size)[second]
-
     def ranks(self, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """1-based rank of the first relevant item, 0 for none, for both directions from one pass over the scores."""
         (first, second), (first_codes, second_codes) = self.units, self.codes
@@ -276,8 +298,7 @@ def _unit_rows(name: str, embeds: Embeddings) -> torch.Tensor:
 
 def _product_codes(name: str, products: Products, length: int, seen: dict[Hashable, int]) -> torch.Tensor:
     """One integer a product, the same in every call with the same `seen`."""
-    # Tensors hash by identity and NumPy scalars print badly in errors: both become Python objects.
-    values = products.tolist() if isinstance(products, torch.Tensor | np.ndarray) else list(products)
+    values = _values(products)
     if len(values) != length:
         raise ValueError(f"`{name}` has {length} rows but {len(values)} products were given for it. Give one a row.")
     try:
@@ -291,6 +312,11 @@ def _product_codes(name: str, products: Products, length: int, seen: dict[Hashab
             f"index {missing[0]}. Give every item a product; a single item is a product of its own."
         )
     return torch.tensor(codes)
+
+
+def _values(products: Products) -> list[Hashable]:
+    # Tensors hash by identity and NumPy scalars print badly in errors: both become Python objects.
+    return products.tolist() if isinstance(products, torch.Tensor | np.ndarray) else list(products)
 
 
 def _positive(name: str, value: int) -> int:

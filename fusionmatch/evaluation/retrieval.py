@@ -49,6 +49,8 @@ class CatalogueEmbeddings:
             The products that they belong to.
         texts (`list[str]`):
             The texts.
+        image_tokens, text_tokens (`list[torch.HalfTensor]`, *optional*):
+            For each picture and text what a ranking stage reads, (tokens, hidden_size); without padding.
     """
 
     image_embeds: torch.Tensor
@@ -56,6 +58,8 @@ class CatalogueEmbeddings:
     image_products: list[str]
     text_products: list[str]
     texts: list[str]
+    image_tokens: list[torch.Tensor] | None = None
+    text_tokens: list[torch.Tensor] | None = None
 
 
 def unique_texts(dataset: datasets.Dataset) -> tuple[list[str], list[str]]:
@@ -82,6 +86,7 @@ def embed_images(
     batch_size: int = 64,
     disable_tqdm: bool = False,
     vision_features: FeatureLookup | None = None,
+    tokens: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
     Embeds pictures.
@@ -99,6 +104,9 @@ def embed_images(
             Whether to leave out the progress bar.
         vision_features (`Callable`, *optional*):
             Cached tower features by index, in place of the pictures.
+        tokens (`list`, *optional*):
+            A list to which each picture's tokens for a ranking stage are added, (tokens, hidden_size) in half
+            precision.
 
     Returns:
         `torch.FloatTensor` of shape `(images, projection_dim)`: unit vectors on the CPU.
@@ -109,7 +117,7 @@ def embed_images(
             return {"vision_features": vision_features(batch)}
         return {"pixel_values": image_inputs(processor, images[batch.start : batch.stop])}
 
-    return _embed(model, inputs, "image_embeds", len(images), batch_size, "Embedding pictures", disable_tqdm)
+    return _embed(model, inputs, "image", len(images), batch_size, "Embedding pictures", disable_tqdm, tokens)
 
 
 @torch.no_grad()
@@ -120,6 +128,7 @@ def embed_texts(
     batch_size: int = 256,
     disable_tqdm: bool = False,
     text_features: FeatureLookup | None = None,
+    tokens: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
     Embeds texts; see [`embed_images`]. Texts beyond [`~fusionmatch.evaluation.inputs.text_limit`]
@@ -142,7 +151,7 @@ def embed_texts(
             return {"text_features": text_features(batch)}
         return text_inputs(processor, texts[batch.start : batch.stop], model.config.text_config)
 
-    return _embed(model, inputs, "text_embeds", len(texts), batch_size, "Embedding texts", disable_tqdm)
+    return _embed(model, inputs, "text", len(texts), batch_size, "Embedding texts", disable_tqdm, tokens)
 
 
 def _embed(
@@ -153,6 +162,7 @@ def _embed(
     batch_size: int,
     description: str,
     disable_tqdm: bool,
+    tokens: list[torch.Tensor] | None,
 ) -> torch.Tensor:
     was_training = model.training
     model.eval()
@@ -168,7 +178,12 @@ def _embed(
             )
             for key, value in inputs(batch).items()
         }
-        embeds.append(getattr(model(**moved), name).float().cpu())
+        outputs = model(**moved)
+        embeds.append(outputs[f"{name}_embeds"].float().cpu())
+        if tokens is not None:
+            output = outputs.text_model_output if name == "text" else outputs.vision_model_output
+            masks = [slice(None)] * len(batch) if output.fusion_mask is None else output.fusion_mask.bool()
+            tokens += [row[mask].half().cpu() for row, mask in zip(output.fusion_tokens, masks, strict=True)]
     model.train(was_training)
     return torch.cat(embeds)
 
@@ -181,6 +196,7 @@ def embed_catalogue(
     disable_tqdm: bool = False,
     vision_features: FeatureLookup | None = None,
     text_features: FeatureLookup | None = None,
+    keep_tokens: bool = False,
 ) -> CatalogueEmbeddings:
     """
     Embeds the pictures of a catalogue split and the different texts of its products.
@@ -190,16 +206,23 @@ def embed_catalogue(
             Rows with `image`, `texts` and `product`.
         vision_features, text_features (`Callable`, *optional*):
             Cached tower features by row, and by index into [`unique_texts`].
+        keep_tokens (`bool`, *optional*, defaults to `False`):
+            Whether to keep what a ranking stage reads.
 
     The other arguments are those of [`embed_images`] and [`embed_texts`].
     """
     texts, text_products = unique_texts(dataset)
+    image_tokens, text_tokens = ([], []) if keep_tokens else (None, None)
     return CatalogueEmbeddings(
-        image_embeds=embed_images(model, processor, dataset["image"], batch_size, disable_tqdm, vision_features),
-        text_embeds=embed_texts(model, processor, texts, 4 * batch_size, disable_tqdm, text_features),
+        image_embeds=embed_images(
+            model, processor, dataset["image"], batch_size, disable_tqdm, vision_features, image_tokens
+        ),
+        text_embeds=embed_texts(model, processor, texts, 4 * batch_size, disable_tqdm, text_features, text_tokens),
         image_products=list(dataset["product"]),
         text_products=text_products,
         texts=texts,
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
     )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..modeling_fusionmatch import FusionMatchModel
+from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 
 
 if TYPE_CHECKING:
@@ -44,13 +45,26 @@ LORA_TARGETS = {
 
 HEAD_MODULES = (
     *("vision_head", "text_head", "vision_fusion", "text_fusion"),
-    *("concept_bank", "vision_consensus", "text_consensus", "similarity"),
+    *("concept_bank", "vision_consensus", "text_consensus", "similarity", "ranker"),
 )
 
 
-def unwrap_model(model: nn.Module) -> FusionMatchModel:
-    """The [`FusionMatchModel`] inside a `PeftModel`, or the model itself."""
+def peft_base(model: nn.Module) -> nn.Module:
+    """The model inside a `PeftModel`, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def unwrap_model(model: nn.Module) -> FusionMatchModel:
+    """The [`FusionMatchModel`] inside a `PeftModel`, inside a model with a ranking stage, or the model itself."""
+    model = peft_base(model)
+    return model.fusionmatch if isinstance(model, FusionMatchForImageTextRetrieval) else model
+
+
+def model_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model by name: those of the [`FusionMatchModel`], and `ranker` where it has a ranking stage."""
+    parts = dict(unwrap_model(model).named_children())
+    base = peft_base(model)
+    return parts | ({"ranker": base.ranker} if isinstance(base, FusionMatchForImageTextRetrieval) else {})
 
 
 def freeze_towers(model: FusionMatchModel) -> FusionMatchModel:
@@ -68,15 +82,16 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
         `ValueError`: no preset is known for a tower's type.
     """
     patterns = []
+    prefix = "" if isinstance(model, FusionMatchModel) else r"fusionmatch\."
     for tower in towers:
         model_type = getattr(model.config, f"{tower}_config").model_type
         target = next((target for family, target in LORA_TARGETS.items() if family in model_type), "")
-        tower_model = getattr(model, f"{tower}_model")
+        tower_model = getattr(unwrap_model(model), f"{tower}_model")
         blocks = [
             name for name, _ in tower_model.named_modules() if re.fullmatch(r"encoder\.(blocks|stages)\.\d+", name)
         ]
         last = "|".join(str(i) for i in range(len(blocks) - math.ceil(len(blocks) / 3), len(blocks)))
-        pattern = rf"{tower}_model\..*\b{target.replace('{last}', f'({last})')}"
+        pattern = rf"{prefix}{tower}_model\..*\b{target.replace('{last}', f'({last})')}"
         # A family is told by a part of its name, and a newcomer of that name may call its modules otherwise.
         if not target or not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
             raise ValueError(
@@ -125,18 +140,19 @@ def lora_config(
     from peft import LoraConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    present = [name for name in HEAD_MODULES if getattr(model, name, None) is not None]
+    parts = model_parts(model)
     # An identity head has nothing to save.
-    present = [name for name in present if any(True for _ in getattr(model, name).parameters())]
+    present = [name for name in HEAD_MODULES if name in parts and any(True for _ in parts[name].parameters())]
     whole = [name for name in present if name in model.config.untrained_modules or name == "similarity"]
     if target_modules is None:
         patterns = [lora_target_modules(model, towers)] if towers else []
         trained = [name for name in present if name not in whole]
-        for module in trained:
+        # A part by its own name: a head may be a linear layer itself.
+        for part in trained:
             patterns += [
                 re.escape(name)
                 for name, child in model.named_modules()
-                if isinstance(child, nn.Linear) and (name == module or name.startswith(f"{module}."))
+                if isinstance(child, nn.Linear) and part in name.removeprefix("fusionmatch.").split(".")[:1]
             ]
         # PEFT's own word for "none": an adapter may consist of whole modules alone.
         target_modules = "|".join(patterns) or DUMMY_TARGET_MODULES
@@ -152,9 +168,8 @@ def lora_config(
 
 def describe_trainable(model: nn.Module) -> list[tuple[str, int, int]]:
     """For each part of the model its name, trainable parameters and all parameters; the last row is the sum."""
-    core = unwrap_model(model)
     rows = []
-    for name, child in core.named_children():
+    for name, child in model_parts(model).items():
         # PEFT keeps the untouched original of a module that an adapter carries whole; it is not part of the sum.
         parameters = [p for key, p in child.named_parameters() if not key.startswith("original_module.")]
         rows.append((name, sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)))

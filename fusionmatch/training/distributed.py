@@ -40,3 +40,15 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
         gathered = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(gathered, padded.contiguous())
     return torch.cat([part[:length] for part, length in zip(gathered, rows.tolist(), strict=True)])
+
+
+def mean_value(loss: torch.Tensor) -> torch.Tensor:
+    """
+    A loss that each process computes of its own part of the batch, with the mean over all processes as its value and
+    its own gradient: `DistributedDataParallel` averages the gradients, and all processes see the same number.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return loss
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return loss + (mean / dist.get_world_size() - loss.detach())

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
-from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_branch import FusionMatchOutput
+from .adapters import model_parts, peft_base, unwrap_model
 from .arguments import FusionMatchTrainingArguments
-from .distributed import gather_with_grad
+from .distributed import gather_with_grad, mean_value
 from .weighting import LossWeighting
 
 
@@ -40,6 +40,7 @@ class MatchingObjective(nn.Module):
     | `instance` | what the feature levels alone give, contrastively; needs a fusion branch |
     | `consensus` | what the concepts alone give, contrastively; needs concepts |
     | `concept` | the concept distributions, by their divergence; needs concepts |
+    | `matching` | texts and pictures looked at together, in this process; needs a ranking stage |
 
     Args:
         components (`Sequence[str]`):
@@ -66,21 +67,24 @@ class MatchingObjective(nn.Module):
         self.symmetric_concepts = symmetric_concepts
 
     @classmethod
-    def from_arguments(cls, args: FusionMatchTrainingArguments, model: FusionMatchModel) -> "MatchingObjective":
+    def from_arguments(cls, args: FusionMatchTrainingArguments, model: nn.Module) -> "MatchingObjective":
         """
         The objective that training arguments ask for.
 
         Raises:
             `ValueError`: the model lacks what a component compares.
         """
-        missing = {
-            "instance": model.vision_fusion is None,
-            "consensus": model.concept_bank is None,
-            "concept": model.concept_bank is None,
+        core = unwrap_model(model)
+        concepts = "concepts (`fusionmatch concepts`)"
+        needs = {
+            "instance": ("feature levels", core.vision_fusion),
+            "consensus": (concepts, core.concept_bank),
+            "concept": (concepts, core.concept_bank),
+            "matching": ("a ranking stage (`--ranking_stage True`)", model_parts(model).get("ranker")),
         }
         for name in args.loss_components:
-            if missing.get(name):
-                part = "feature levels" if name == "instance" else "concepts (`--concepts concepts.json`)"
+            part, module = needs.get(name, ("", core))
+            if module is None:
                 raise ValueError(f"The loss component `{name}` needs a model with {part}; this one has none.")
         settings = {}
         if args.contrastive_loss == "triplet":
@@ -95,22 +99,22 @@ class MatchingObjective(nn.Module):
 
     def losses(
         self,
+        model: nn.Module,
         outputs: FusionMatchOutput,
         text_products: torch.Tensor,
         image_products: torch.Tensor,
-        similarity: nn.Module,
         step: int = 0,
     ) -> dict[str, torch.Tensor]:
         """
         The components for the batch of all processes, each a mean over it.
 
         Args:
+            model ([`FusionMatchModel`], [`FusionMatchForImageTextRetrieval`] or a `PeftModel` around them):
+                The model.
             outputs ([`FusionMatchOutput`]):
-                Outputs of the model for texts and pictures of this process.
+                Its outputs for texts and pictures of this process.
             text_products, image_products (`torch.LongTensor` of shape `(texts,)` and `(images,)`):
                 Products of them; those of one product are all each other's positives.
-            similarity ([`~fusionmatch.heads_fusionmatch.FusionMatchSimilarity`]):
-                The model's scale and bias.
             step (`int`, *optional*, defaults to 0):
                 Optimizer steps done.
 
@@ -119,8 +123,13 @@ class MatchingObjective(nn.Module):
         """
         positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
         texts, images = outputs.text_model_output, outputs.vision_model_output
+        similarity = unwrap_model(model).similarity
         losses = {}
         for name in self.components:
+            if name == "matching":
+                own = text_products[:, None] == image_products[None, :]
+                losses[name] = mean_value(peft_base(model).matching_loss(outputs, own))
+                continue
             if name == "concept":
                 losses[name] = concept_divergence(
                     gather_with_grad(texts.concept_log_probs),

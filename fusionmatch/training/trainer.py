@@ -31,7 +31,7 @@ from transformers.utils import logging
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import fingerprint, write_fingerprint
-from .adapters import unwrap_model
+from .adapters import model_parts, peft_base, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
@@ -132,11 +132,12 @@ class FusionMatchTrainer(Trainer):
             raise ValueError('Pass an `eval_dataset`, or set `eval_strategy="no"`.')
 
         core = unwrap_model(model)
-        self.objective = MatchingObjective.from_arguments(args, core)
+        self.objective = MatchingObjective.from_arguments(args, model)
         # Taken before training: the fingerprint of what an adapter is made on.
-        self._base_fingerprint = fingerprint(model) if core is not model else None
-        if core is model:
-            trains = {name for name, module in core.named_children() if _trains(module)}
+        adapted = peft_base(model) is not model
+        self._base_fingerprint = fingerprint(model) if adapted else None
+        if not adapted:
+            trains = {name for name, module in model_parts(model).items() if _trains(module)}
             core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trains]
         caching = args.cache_tower_features
         self._cache_dir = Path(args.feature_cache_dir or Path(args.output_dir) / "feature_cache")
@@ -240,8 +241,8 @@ class FusionMatchTrainer(Trainer):
         inputs = dict(inputs)
         image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
         outputs = model(**inputs)
-        similarity = unwrap_model(self.accelerator.unwrap_model(self.model)).similarity
-        losses = self.objective.losses(outputs, text_products, image_products, similarity, self.state.global_step)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        losses = self.objective.losses(unwrapped, outputs, text_products, image_products, self.state.global_step)
         self.objective.weighting.train(model.training)
         try:
             loss, weights = self.objective.weighting(losses)

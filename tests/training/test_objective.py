@@ -44,7 +44,7 @@ def test_every_component_by_hand(with_concepts, tmp_path):
     model = with_concepts
     objective = MatchingObjective.from_arguments(arguments(tmp_path, loss_components=ALL), model)
     outputs = model(**tiny_inputs())
-    found = objective.losses(outputs, PRODUCTS, PRODUCTS, model.similarity)
+    found = objective.losses(model, outputs, PRODUCTS, PRODUCTS)
     positives = PRODUCTS[:, None] == PRODUCTS[None, :]
     texts, images = outputs.text_model_output, outputs.vision_model_output
     expected = {
