@@ -108,11 +108,18 @@ class FusionMatchSimilarity(nn.Module):
 
     def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Unit vectors (texts, p) and (images, p) -> logits (texts, images)."""
+        return self.scale(text_embeds @ image_embeds.t().to(text_embeds.device))
+
+    def pairs(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (pairs, p) of texts and of pictures -> logits (pairs,)."""
+        return self.scale((text_embeds * image_embeds).sum(dim=-1))
+
+    def scale(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Cosines of any shape -> logits."""
         # The ceiling holds the value, not the gradient: a scale that overshot it can come back.
         log_scale = self.logit_scale - (self.logit_scale - self.max_log_scale).clamp(min=0).detach()
-        scale = log_scale.exp()
-        logits = text_embeds @ image_embeds.t().to(text_embeds.device) * scale.to(text_embeds.device)
-        return logits if self.logit_bias is None else logits + self.logit_bias.to(text_embeds.device)
+        logits = cosines * log_scale.exp().to(cosines.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(cosines.device)
 
 
 def build_head(config: FusionMatchConfig, tower: str, tower_size: int) -> nn.Module:

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.utils import cached_file
 
 from .configuration_fusionmatch import FusionMatchConfig
+from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 
 
 FINGERPRINT_FILE = "fusionmatch_base.json"
@@ -53,19 +54,24 @@ def write_fingerprint(folder: str | Path, base: str, base_fingerprint: str, dtyp
     (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_pretrained(model_name_or_path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
+def load_pretrained(
+    model_name_or_path: str | Path, ranking_stage: bool | None = None, **kwargs: Any
+) -> tuple[nn.Module, Any]:
     """
     Loads a FusionMatch checkpoint, or an adapter together with its base, and the processor.
 
     Args:
         model_name_or_path (`str` or `Path`):
             Folder or Hub name of a checkpoint or of an adapter.
+        ranking_stage (`bool`, *optional*):
+            Whether to load a [`FusionMatchForImageTextRetrieval`]; by default where the checkpoint is one. On a
+            checkpoint without a ranking stage the stage is new.
         kwargs:
-            Passed to `AutoModel.from_pretrained`: `dtype`, `revision`, `attn_implementation`, ...
+            Passed to `from_pretrained`: `dtype`, `revision`, `attn_implementation`, ...
 
     Returns:
-        `tuple`: the [`FusionMatchModel`] or, for an adapter, a `PeftModel` around it, in evaluation mode; and the
-        [`FusionMatchProcessor`].
+        `tuple`: the [`FusionMatchModel`] or [`FusionMatchForImageTextRetrieval`] or, for an adapter, a `PeftModel`
+        around it, in evaluation mode; and the [`FusionMatchProcessor`].
 
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
@@ -77,11 +83,17 @@ def load_pretrained(model_name_or_path: str | Path, **kwargs: Any) -> tuple[nn.M
             f"{path} has neither `config.json` (a checkpoint) nor `adapter_config.json` (an adapter)."
         )
     if _file(model_name_or_path, "adapter_config.json", kwargs.get("revision")):
-        return _load_adapter(model_name_or_path, **kwargs)
+        return _load_adapter(model_name_or_path, ranking_stage=ranking_stage, **kwargs)
     config = AutoConfig.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
     if not isinstance(config, FusionMatchConfig):
         FusionMatchConfig.from_dict(config.to_dict())  # raises the worded error
-    model = AutoModel.from_pretrained(model_name_or_path, **kwargs)
+    has_stage = FusionMatchForImageTextRetrieval.__name__ in (config.architectures or ())
+    if has_stage and ranking_stage is not False:
+        model = FusionMatchForImageTextRetrieval.from_pretrained(model_name_or_path, **kwargs)
+    else:
+        model = AutoModel.from_pretrained(model_name_or_path, **kwargs)
+        if ranking_stage:
+            model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
     return model.eval(), AutoProcessor.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
 
 

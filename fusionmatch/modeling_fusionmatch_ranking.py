@@ -171,6 +171,16 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
 
         self.post_init()
 
+    @classmethod
+    def from_dual_encoder(cls, model: FusionMatchModel) -> "FusionMatchForImageTextRetrieval":
+        """A new ranking stage on a model, which becomes part of it; ranks as that model does until it is trained."""
+        config = model.config
+        config.untrained_modules = [*config.untrained_modules, "ranker"]
+        # Its own weights, if only for a moment: a constructor has no other way to build the parts.
+        whole = cls(config).to(device=model.device, dtype=model.dtype)
+        whole.fusionmatch = model
+        return whole
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -179,6 +189,16 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
             init.ones_(module.similarity_weight)
             # A batch holds many pairs that do not belong together for each that does.
             init.constant_(module.bias, -10.0)
+
+    def train(self, mode: bool = True) -> "FusionMatchForImageTextRetrieval":
+        """
+        Like [`FusionMatchModel.train`]; a model whose embeddings are frozen as a whole keeps all of that part in
+        evaluation mode.
+        """
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.fusionmatch.parameters()):
+            self.fusionmatch.eval()
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.fusionmatch.get_input_embeddings()

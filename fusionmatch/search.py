@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .evaluation.reranking import match_logits, ranking_model
 from .evaluation.retrieval import embed_images, embed_texts
 from .loading import fingerprint
 
@@ -38,13 +39,16 @@ class Hit:
         product (`str`):
             The product.
         score (`float`):
-            Cosine similarity of the query and the product's nearest picture, in [-1, 1].
+            Cosine similarity of the query and the product's best picture, in [-1, 1].
         row (`int`):
             Row of that picture in the catalogue.
         image_id (`str`):
             Its name.
         text (`str`):
             The first text of that row.
+        match (`float`, *optional*):
+            What a ranking stage says of that picture and the query, in (0, 1); `None` for those that it did not look
+            at.
     """
 
     rank: int
@@ -53,12 +57,14 @@ class Hit:
     row: int
     image_id: str
     text: str
+    match: float | None = None
 
 
 class CatalogueIndex:
     r"""
     Picture embeddings of a catalogue, searched exactly by text or by picture. Meant for up to about 100,000 pictures:
-    a query costs one matrix-vector product.
+    a query costs one matrix-vector product. Where the model has a ranking stage, it then looks at a text and each of
+    the first pictures together and puts these in order.
 
     Args:
         model ([`FusionMatchModel`] or `PeftModel`):
@@ -69,6 +75,8 @@ class CatalogueIndex:
             Unit vectors.
         rows (`datasets.Dataset`):
             One row a picture with `product`, `image_id` and `texts`.
+        tokens (`torch.HalfTensor` of shape `(images, tokens, hidden_size)`, *optional*):
+            What a ranking stage reads of each picture.
 
     Example:
 
@@ -80,11 +88,19 @@ class CatalogueIndex:
     >>> index.search("a striped mug", top_k=5)
     ```"""
 
-    def __init__(self, model: nn.Module, processor: Any, embeds: torch.Tensor, rows: datasets.Dataset) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        embeds: torch.Tensor,
+        rows: datasets.Dataset,
+        tokens: torch.Tensor | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
         self.embeds = embeds
         self.rows = rows
+        self.tokens = tokens
         products = {product: i for i, product in enumerate(dict.fromkeys(rows["product"]))}
         self._products = list(products)
         self._product_of_row = torch.tensor([products[product] for product in rows["product"]])
@@ -94,10 +110,12 @@ class CatalogueIndex:
         cls, model: nn.Module, processor: Any, dataset: datasets.Dataset, batch_size: int = 64, **kwargs: Any
     ) -> "CatalogueIndex":
         """Embeds the pictures of a catalogue; `kwargs` go to [`~fusionmatch.evaluation.retrieval.embed_images`]."""
-        embeds = embed_images(model, processor, dataset["image"], batch_size, **kwargs)
-        return cls(model, processor, embeds, dataset.select_columns(["product", "image_id", "texts"]))
+        tokens = None if ranking_model(model) is None else []
+        embeds = embed_images(model, processor, dataset["image"], batch_size, tokens=tokens, **kwargs)
+        rows = dataset.select_columns(["product", "image_id", "texts"])
+        return cls(model, processor, embeds, rows, None if tokens is None else torch.stack(tokens))
 
-    def search(self, query: Any, top_k: int = 10) -> list[Hit]:
+    def search(self, query: Any, top_k: int = 10, ranking_top_k: int = 20) -> list[Hit]:
         """
         The products nearest to a query, each counted once by its nearest picture.
 
@@ -106,6 +124,8 @@ class CatalogueIndex:
                 A text or a picture.
             top_k (`int`, *optional*, defaults to 10):
                 Most products to return.
+            ranking_top_k (`int`, *optional*, defaults to 20):
+                Pictures that a ranking stage looks at for a text; 0 leaves it out.
 
         Returns:
             `list[Hit]`: best first.
@@ -115,13 +135,25 @@ class CatalogueIndex:
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        query_tokens: list[torch.Tensor] = []
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("The query is an empty text. Describe what to look for.")
-            query_embeds = embed_texts(self.model, self.processor, [query], disable_tqdm=True)
+            query_embeds = embed_texts(self.model, self.processor, [query], disable_tqdm=True, tokens=query_tokens)
         else:
             query_embeds = embed_images(self.model, self.processor, [query], disable_tqdm=True)
-        scores = self.embeds @ query_embeds[0]
+        cosines = self.embeds @ query_embeds[0]
+        scores, match = cosines, {}
+        if self.tokens is not None and query_tokens and ranking_top_k > 0:
+            first = cosines.topk(min(ranking_top_k, len(cosines))).indices
+            logits = match_logits(
+                ranking_model(self.model),
+                (query_embeds.expand(len(first), -1), query_tokens * len(first)),
+                (self.embeds[first], self.tokens[first]),
+            )
+            match = dict(zip(first.tolist(), logits.sigmoid().tolist(), strict=True))
+            # Above every cosine, in the order of the ranking stage.
+            scores = cosines.index_copy(0, first, 2 + logits - logits.min())
         best = torch.full((len(self._products),), -torch.inf).scatter_reduce(
             0, self._product_of_row, scores, reduce="amax"
         )
@@ -130,16 +162,16 @@ class CatalogueIndex:
             rows = (self._product_of_row == product).nonzero().flatten()
             row = int(rows[scores[rows].argmax()])
             item = self.rows[row]
-            hits.append(
-                Hit(rank, self._products[product], float(scores[row]), row, item["image_id"], item["texts"][0])
-            )
+            names = self._products[product], float(cosines[row]), row, item["image_id"], item["texts"][0]
+            hits.append(Hit(rank, *names, match.get(row)))
         return hits
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `embeddings.safetensors`, `rows.parquet` and `index.json` (which model it was made with)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"image_embeds": self.embeds}, folder / "embeddings.safetensors")
+        tensors = {"image_embeds": self.embeds} | ({} if self.tokens is None else {"image_tokens": self.tokens})
+        save_file(tensors, folder / "embeddings.safetensors")
         self.rows.to_parquet(folder / "rows.parquet")
         note = {"model_fingerprint": fingerprint(self.model, with_adapter=True), "images": len(self.rows)}
         (folder / "index.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -164,4 +196,5 @@ class CatalogueIndex:
                 "vectors do not compare; build the index anew."
             )
         rows = datasets.Dataset.from_parquet(str(folder / "rows.parquet"))
-        return cls(model, processor, load_file(folder / "embeddings.safetensors")["image_embeds"], rows)
+        tensors = load_file(folder / "embeddings.safetensors")
+        return cls(model, processor, tensors["image_embeds"], rows, tensors.get("image_tokens"))

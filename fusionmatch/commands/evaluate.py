@@ -30,6 +30,9 @@ class EvaluateArguments:
 
     split: str = field(default="test", metadata={"help": "Split to measure: test, validation, train or all."})
     batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
+    ranking_top_k: int = field(
+        default=20, metadata={"help": "Candidates that a ranking stage, where there is one, looks at; 0 for none."}
+    )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
     json: bool = field(default=False, metadata={"help": "Print the metrics as JSON and nothing else."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
@@ -44,7 +47,12 @@ def run(argv: list[str]) -> None:
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
     model, processor = load_model(model_args)
     metrics = evaluate_retrieval(
-        model, processor, dataset, batch_size=args.batch_size, disable_tqdm=args.disable_tqdm or args.json
+        model,
+        processor,
+        dataset,
+        batch_size=args.batch_size,
+        disable_tqdm=args.disable_tqdm or args.json,
+        ranking_top_k=args.ranking_top_k,
     )
     if args.output_file:
         Path(args.output_file).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch import nn
 
 from ..catalogue import Intake
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
 from ..hub.model_card import write_model_card
 from ..training import FusionMatchTrainingArguments
-from ..training.adapters import peft_base, unwrap_model
+from ..training.adapters import peft_base
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, ModelArguments
 from .models import load_model
@@ -35,7 +36,8 @@ def fit_and_report(
     data_args: DataArguments,
     args: FusionMatchTrainingArguments,
     peft_config: Callable[[Any], Any] | None = None,
-    freeze: Any = None,
+    ranking_stage: bool = False,
+    freeze: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """Reads the catalogue, fits an adapter (`peft_config`) or a checkpoint, prints and writes the report."""
     main_process = args.process_index == 0
@@ -50,16 +52,14 @@ def fit_and_report(
             print(f"  {name:<10} {len(split):>7,} pictures of {len(set(split['product'])):,} products")
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
-    model, processor = load_model(model_args)
+    model, processor = load_model(model_args, ranking_stage=ranking_stage or None)
     if peft_base(model) is not model:
         raise ValueError(
             f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`merge_and_unload`, "
             "`save_pretrained`), then go on from the merged checkpoint."
         )
     if freeze is not None:
-        core = unwrap_model(model)
-        core.vision_model.requires_grad_(not freeze.freeze_vision_model)
-        core.text_model.requires_grad_(not freeze.freeze_text_model)
+        freeze(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
     result = fit(model, processor, splits, args, peft_config=None if peft_config is None else peft_config(model))
     if not main_process:

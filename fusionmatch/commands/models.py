@@ -28,7 +28,7 @@ from ..loading import load_pretrained
 from .arguments import ModelArguments
 
 
-def load_model(args: ModelArguments) -> tuple[nn.Module, Any]:
+def load_model(args: ModelArguments, ranking_stage: bool | None = None) -> tuple[nn.Module, Any]:
     """The named checkpoint or adapter and its processor; without a name the starter base, built once and kept."""
     name = args.model_name_or_path
     if name is None:
@@ -38,7 +38,7 @@ def load_model(args: ModelArguments) -> tuple[nn.Module, Any]:
                 print(f"No --model_name_or_path given: building the starter base in {name}", file=sys.stderr)
                 _build_starter(name)
     kwargs = {"dtype": args.dtype, "revision": args.model_revision, "attn_implementation": args.attn_implementation}
-    kwargs |= args.overrides
+    kwargs |= args.overrides | {"ranking_stage": ranking_stage}
     try:
         model, processor = load_pretrained(name, **{key: value for key, value in kwargs.items() if value is not None})
     except RuntimeError as error:

@@ -31,6 +31,9 @@ class SearchArguments:
     query: list[str] | None = field(default=None, metadata={"help": "Text(s) to look for."})
     image: list[str] | None = field(default=None, metadata={"help": "Picture file(s) to look for."})
     top_k: int = field(default=5, metadata={"help": "Products shown for each query."})
+    ranking_top_k: int = field(
+        default=20, metadata={"help": "Pictures that a ranking stage, where there is one, looks at; 0 for none."}
+    )
     index_dir: str | None = field(
         default=None, metadata={"help": "Folder of the embedded catalogue: used if it is there, else written."}
     )
@@ -59,11 +62,12 @@ def run(argv: list[str]) -> None:
         if args.index_dir:
             index.save_pretrained(args.index_dir)
     for name, query in queries:
-        hits = index.search(query, args.top_k)
+        hits = index.search(query, args.top_k, args.ranking_top_k)
         if args.json:
             print(json.dumps({"query": name, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
             continue
         print(f"\n{name}")
         for hit in hits:
             text = hit.text if len(hit.text) <= 70 else hit.text[:69] + "…"
-            print(f"  {hit.rank:>2}. {hit.score:5.3f}  {hit.product}  {hit.image_id}  {text}")
+            match = "" if hit.match is None else f"  match {hit.match:.0%}"
+            print(f"  {hit.rank:>2}. {hit.score:5.3f}{match}  {hit.product}  {hit.image_id}  {text}")

@@ -15,14 +15,16 @@
 
 from dataclasses import dataclass, field
 
-from ..training import FusionMatchTrainingArguments
+from torch import nn
+
+from ..training import FusionMatchTrainingArguments, unwrap_model
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .fitting import fit_and_report
 
 
 @dataclass
-class FreezeArguments:
-    """What does not train."""
+class PartArguments:
+    """Which parts train."""
 
     freeze_vision_model: bool = field(
         default=True, metadata={"help": "Keep the vision tower as it is; its features are computed once."}
@@ -30,6 +32,18 @@ class FreezeArguments:
     freeze_text_model: bool = field(
         default=True, metadata={"help": "Keep the text tower as it is; its features are computed once."}
     )
+    ranking_stage: bool = field(
+        default=False,
+        metadata={"help": "Train a ranking stage on the base; all else, and so its embeddings, stays as it is."},
+    )
+
+    def freeze(self, model: nn.Module) -> None:
+        """Freezes what does not train."""
+        core = unwrap_model(model)
+        if self.ranking_stage:
+            core.requires_grad_(False)
+        core.vision_model.requires_grad_(not (self.ranking_stage or self.freeze_vision_model))
+        core.text_model.requires_grad_(not (self.ranking_stage or self.freeze_text_model))
 
 
 @dataclass
@@ -41,6 +55,12 @@ class TrainTrainingArguments(FusionMatchTrainingArguments):
 
 def run(argv: list[str]) -> None:
     """Trains a base."""
-    parser = CommandParser((ModelArguments, DataArguments, FreezeArguments, TrainTrainingArguments), "train")
-    model_args, data_args, freeze_args, args = parser.parse(argv)
-    fit_and_report("checkpoint", model_args, data_args, args, freeze=freeze_args)
+    parser = CommandParser((ModelArguments, DataArguments, PartArguments, TrainTrainingArguments), "train")
+    model_args, data_args, parts, args = parser.parse(argv)
+    if parts.ranking_stage:
+        if args.loss_components not in (["fused"], ["matching"]):
+            raise ValueError(
+                f"With `--ranking_stage` only that stage trains, by `matching`; got {args.loss_components}."
+            )
+        args.loss_components = ["matching"]
+    fit_and_report("checkpoint", model_args, data_args, args, ranking_stage=parts.ranking_stage, freeze=parts.freeze)

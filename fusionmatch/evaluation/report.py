@@ -25,7 +25,6 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from .ranking import rank_of_first_relevant
 from .retrieval import CatalogueEmbeddings
 
 
@@ -104,26 +103,20 @@ def format_table(before: dict[str, float], after: dict[str, float]) -> str:
 
 def text_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k: int = 5) -> list[Search]:
     """Every text of the split as a query for pictures, in the order of the texts."""
-    ranks = [
-        rank_of_first_relevant(e.text_embeds, e.image_embeds, e.text_products, e.image_products).tolist()
-        for e in (before, after)
-    ]
+    ranks = [embeddings.ranks("t2i").tolist() for embeddings in (before, after)]
     first_row = {}
     for row, product in enumerate(after.image_products):
         first_row.setdefault(product, row)
     searches = []
     for i, (text, product) in enumerate(zip(after.texts, after.text_products, strict=True)):
-        found = _one_a_product(after.image_embeds @ after.text_embeds[i], after.image_products, top_k)
+        found = _one_a_product(after.image_scores(i), after.image_products, top_k)
         searches.append(Search(text, first_row[product], found, ranks[0][i], ranks[1][i]))
     return searches
 
 
 def image_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k: int = 5) -> list[Search]:
     """Every picture of the split as a query for other products' pictures; ranks are those of its texts."""
-    ranks = [
-        rank_of_first_relevant(e.image_embeds, e.text_embeds, e.image_products, e.text_products).tolist()
-        for e in (before, after)
-    ]
+    ranks = [embeddings.ranks("i2t").tolist() for embeddings in (before, after)]
     searches = []
     for row in range(len(after.image_products)):
         scores = after.image_embeds @ after.image_embeds[row]

@@ -15,7 +15,7 @@
 """Embeds a catalogue with a model and measures retrieval in both directions."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -26,7 +26,8 @@ from transformers.utils import logging
 
 from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
 from .inputs import count_truncated, image_inputs, text_inputs, text_limit
-from .ranking import retrieval_metrics
+from .ranking import rank_of_first_relevant, retrieval_metrics, summarise_ranks
+from .reranking import ranking_model, rerank, reranked_ranks
 
 
 logger = logging.get_logger(__name__)
@@ -38,19 +39,20 @@ FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
 @dataclass
 class CatalogueEmbeddings:
     """
-    Embeddings of a catalogue.
+    An embedded catalogue.
 
     Args:
         image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
-            One unit vector a row.
+            Unit vectors of the pictures.
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
-            One unit vector for each different text of a product.
+            Unit vectors of the texts.
         image_products, text_products (`list[str]`):
             The products that they belong to.
         texts (`list[str]`):
             The texts.
-        image_tokens, text_tokens (`list[torch.HalfTensor]`, *optional*):
-            For each picture and text what a ranking stage reads, (tokens, hidden_size); without padding.
+        candidates (`dict`, *optional*):
+            Of a model with a ranking stage: for the keys `i2t` and `t2i` the first candidates of each query and what
+            that stage says of them ([`~fusionmatch.evaluation.reranking.rerank`]).
     """
 
     image_embeds: torch.Tensor
@@ -58,8 +60,37 @@ class CatalogueEmbeddings:
     image_products: list[str]
     text_products: list[str]
     texts: list[str]
-    image_tokens: list[torch.Tensor] | None = None
-    text_tokens: list[torch.Tensor] | None = None
+    candidates: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def ranks(self, direction: str) -> torch.Tensor:
+        """
+        Rank of the first item of its own product for each picture (`i2t`) or text (`t2i`), from 1; 0 for none. With a
+        ranking stage where there is one.
+        """
+        images, texts = (self.image_embeds, self.image_products), (self.text_embeds, self.text_products)
+        (queries, own), (gallery, products) = (images, texts) if direction == "i2t" else (texts, images)
+        ranks = rank_of_first_relevant(queries, gallery, own, products)
+        if direction in self.candidates:
+            return reranked_ranks(ranks, *self.candidates[direction], own, products)
+        return ranks
+
+    def image_scores(self, text: int) -> torch.Tensor:
+        """
+        Order of the pictures for a text, (images,): the cosine; with a ranking stage the first candidates lie above
+        all others, in its order.
+        """
+        scores = self.image_embeds @ self.text_embeds[text]
+        if "t2i" in self.candidates:
+            candidates, logits = (part[text] for part in self.candidates["t2i"])
+            scores[candidates] = 2 + logits - logits.min()
+        return scores
+
+    def metrics(self, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+        """Retrieval metrics, see [`~fusionmatch.evaluation.ranking.retrieval_metrics`]."""
+        products = self.image_products, self.text_products
+        if self.candidates:
+            return summarise_ranks(self.ranks("i2t"), self.ranks("t2i"), *products, ks=ks)
+        return retrieval_metrics(self.image_embeds, self.text_embeds, products[0], products[1], ks=tuple(ks))
 
 
 def unique_texts(dataset: datasets.Dataset) -> tuple[list[str], list[str]]:
@@ -196,24 +227,31 @@ def embed_catalogue(
     disable_tqdm: bool = False,
     vision_features: FeatureLookup | None = None,
     text_features: FeatureLookup | None = None,
-    keep_tokens: bool = False,
+    ranking_top_k: int = 20,
 ) -> CatalogueEmbeddings:
     """
-    Embeds the pictures of a catalogue split and the different texts of its products.
+    Embeds the pictures of a catalogue split and the different texts of its products. A ranking stage, where the model
+    has one, then looks at the first candidates of every picture and text.
 
     Args:
         dataset (`datasets.Dataset`):
             Rows with `image`, `texts` and `product`.
         vision_features, text_features (`Callable`, *optional*):
             Cached tower features by row, and by index into [`unique_texts`].
-        keep_tokens (`bool`, *optional*, defaults to `False`):
-            Whether to keep what a ranking stage reads.
+        ranking_top_k (`int`, *optional*, defaults to 20):
+            Candidates of each query for the ranking stage; 0 leaves it out.
 
     The other arguments are those of [`embed_images`] and [`embed_texts`].
+
+    Raises:
+        `ValueError`: `ranking_top_k` is below 0.
     """
+    if ranking_top_k < 0:
+        raise ValueError(f"`ranking_top_k` must be 0 or more, got {ranking_top_k}.")
     texts, text_products = unique_texts(dataset)
-    image_tokens, text_tokens = ([], []) if keep_tokens else (None, None)
-    return CatalogueEmbeddings(
+    ranker = ranking_model(model) if ranking_top_k else None
+    image_tokens, text_tokens = ([], []) if ranker is not None else (None, None)
+    found = CatalogueEmbeddings(
         image_embeds=embed_images(
             model, processor, dataset["image"], batch_size, disable_tqdm, vision_features, image_tokens
         ),
@@ -221,9 +259,17 @@ def embed_catalogue(
         image_products=list(dataset["product"]),
         text_products=text_products,
         texts=texts,
-        image_tokens=image_tokens,
-        text_tokens=text_tokens,
     )
+    if ranker is not None:
+        was_training = ranker.training
+        ranker.eval()
+        sides = (found.text_embeds, text_tokens), (found.image_embeds, image_tokens)
+        found.candidates = {
+            direction: rerank(ranker, *sides, direction, ranking_top_k, disable_tqdm=disable_tqdm)
+            for direction in ("i2t", "t2i")
+        }
+        ranker.train(was_training)
+    return found
 
 
 def evaluate_retrieval(
@@ -233,8 +279,8 @@ def evaluate_retrieval(
     Retrieval metrics of a model on a catalogue split, pictures to texts and texts to pictures.
 
     Args:
-        model ([`FusionMatchModel`] or `PeftModel`):
-            The model.
+        model ([`FusionMatchModel`], [`FusionMatchForImageTextRetrieval`] or `PeftModel`):
+            The model; a ranking stage is used unless `ranking_top_k=0`.
         processor ([`FusionMatchProcessor`]):
             Its processor.
         dataset (`datasets.Dataset`):
@@ -248,11 +294,4 @@ def evaluate_retrieval(
     Returns:
         `dict[str, float]`: see [`~fusionmatch.evaluation.ranking.retrieval_metrics`].
     """
-    embeddings = embed_catalogue(model, processor, dataset, **kwargs)
-    return retrieval_metrics(
-        embeddings.image_embeds,
-        embeddings.text_embeds,
-        embeddings.image_products,
-        embeddings.text_products,
-        ks=tuple(ks),
-    )
+    return embed_catalogue(model, processor, dataset, **kwargs).metrics(ks)

@@ -67,6 +67,11 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
     return parts | ({"ranker": base.ranker} if isinstance(base, FusionMatchForImageTextRetrieval) else {})
 
 
+def trains(module: nn.Module) -> bool:
+    """Whether any weight of a module is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def freeze_towers(model: FusionMatchModel) -> FusionMatchModel:
     """Stops training of both towers; heads, fusion branch and similarity stay trainable."""
     for tower in (model.vision_model, model.text_model):

@@ -57,6 +57,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
             Share of the peak learning rate that `cosine` anneals to, in [0, 1).
         lr_cycles (`int`, *optional*, defaults to 1):
             Cycles of `cosine`; with more than one the rate restarts from its peak.
+        ranking_top_k (`int`, *optional*, defaults to 20):
+            Candidates that a ranking stage, where there is one, looks at when it is measured.
         max_text_length (`int`, *optional*):
             Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
         tower_learning_rate (`float`, *optional*):
@@ -119,6 +121,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
     )
     lr_floor: float = field(default=0.0, metadata={"help": "Share of the peak rate that cosine anneals to."})
     lr_cycles: int = field(default=1, metadata={"help": "Cycles of cosine, each from the peak again."})
+    ranking_top_k: int = field(
+        default=20, metadata={"help": "Candidates that a ranking stage looks at when it is measured."}
+    )
     max_text_length: int | None = field(
         default=None, metadata={"help": "Longest text in tokens; defaults to the tokenizer's limit."}
     )
@@ -133,7 +138,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for name in ("texts_per_image", "image_views", "lr_cycles"):
+        for name in ("texts_per_image", "image_views", "lr_cycles", "ranking_top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if isinstance(self.loss_weights, str):

@@ -62,7 +62,8 @@ def _image_keys(dataset: datasets.Dataset) -> list[str]:
 class TowerFeatureCache:
     r"""
     Features of one frozen tower for a list of inputs, kept as safetensors files in a folder named by a digest of
-    weights, processor, settings and inputs: whatever changes, the key changes with it. A cut-off computation goes on
+    weights, processor, settings and inputs: whatever changes, the key changes with it. Pooled vectors and each level
+    have files of their own, so that models which read other levels share what is there. A cut-off computation goes on
     where it stopped.
 
     Level tokens are kept in half precision (relative error about 5e-4), pooled vectors in full.
@@ -72,17 +73,25 @@ class TowerFeatureCache:
             Folder of the finished cache.
         rows (`int`):
             Number of inputs.
+        levels (`Sequence[int]`):
+            The levels to read, in this order.
     """
 
-    def __init__(self, folder: Path, rows: int) -> None:
+    def __init__(self, folder: Path, rows: int, levels: Sequence[int]) -> None:
         self.folder = folder
         self.rows = rows
+        self.num_levels = len(levels)
         with contextlib.ExitStack() as stack:
             # The tensors are views of the memory-mapped files: rows are read from disk when they are used.
             self._shards = []
-            for path in _shard_paths(folder, rows):
-                shard = stack.enter_context(safe_open(path, framework="pt"))
-                self._shards.append({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
+            for paths in _shard_paths(folder, rows, levels):
+                tensors = {}
+                for path in paths.values():
+                    shard = stack.enter_context(safe_open(path, framework="pt"))
+                    tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+                # By position: a model may read one level twice.
+                kept = {name: tensors[name] for name in ("pooled", "offsets") if name in tensors}
+                self._shards.append(kept | {f"level_{i}": tensors[str(level)] for i, level in enumerate(levels)})
 
     def __len__(self) -> int:
         return self.rows
@@ -91,9 +100,8 @@ class TowerFeatureCache:
         """The features of the inputs with these indices as one batch, padded where lengths differ."""
         items = [self._item(index) for index in indices]
         pooled = torch.stack([item["pooled"] for item in items])
-        num_levels = sum(name.startswith("level_") for name in items[0])
-        levels = [[item[f"level_{i}"].float() for item in items] for i in range(num_levels)]
-        lengths = [len(item["level_0"]) for item in items] if num_levels else []
+        levels = [[item[f"level_{i}"].float() for item in items] for i in range(self.num_levels)]
+        lengths = [len(item["level_0"]) for item in items] if levels else []
         if len(set(lengths)) <= 1:
             mask = None if not lengths or not self.is_text else torch.ones(len(items), lengths[0], dtype=torch.long)
             return FusionMatchTowerFeatures(
@@ -143,7 +151,6 @@ class TowerFeatureCache:
             fingerprint(model.vision_model),
             json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str),
             config.vision_pooling,
-            config.vision_feature_levels,
             config.max_level_tokens,
             *([f"{views} views"] if views > 1 else []),
             *_image_keys(dataset),
@@ -157,7 +164,13 @@ class TowerFeatureCache:
                 yield {"pixel_values": image_inputs(processor, chosen)}
 
         return cls._load_or_compute(
-            model, Path(cache_dir) / key, views * len(dataset), batches, "Vision tower, once", disable_tqdm
+            model,
+            Path(cache_dir) / key,
+            views * len(dataset),
+            config.vision_feature_levels,
+            batches,
+            "Vision tower, once",
+            disable_tqdm,
         )
 
     @classmethod
@@ -180,7 +193,6 @@ class TowerFeatureCache:
             tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
             text_limit(processor, config.text_config),
             config.text_pooling,
-            config.text_feature_levels,
             *texts,
         ).hexdigest()
 
@@ -189,22 +201,36 @@ class TowerFeatureCache:
                 yield text_inputs(processor, texts[first : min(first + batch_size, end)], config.text_config)
 
         return cls._load_or_compute(
-            model, Path(cache_dir) / key, len(texts), batches, "Text tower, once", disable_tqdm
+            model,
+            Path(cache_dir) / key,
+            len(texts),
+            config.text_feature_levels,
+            batches,
+            "Text tower, once",
+            disable_tqdm,
         )
 
     @classmethod
     def _load_or_compute(
-        cls, model: FusionMatchModel, folder: Path, rows: int, batches: Any, description: str, disable_tqdm: bool
+        cls,
+        model: FusionMatchModel,
+        folder: Path,
+        rows: int,
+        levels: Sequence[int],
+        batches: Any,
+        description: str,
+        disable_tqdm: bool,
     ) -> "TowerFeatureCache":
-        missing = [path for path in _shard_paths(folder, rows) if not path.exists()]
-        if missing:
+        shards = _shard_paths(folder, rows, levels)
+        missing = [{name: path for name, path in paths.items() if not path.exists()} for paths in shards]
+        if any(missing):
             folder.mkdir(parents=True, exist_ok=True)
             was_training = model.training
             model.eval()
             with tqdm(total=rows, desc=description, unit="row", disable=disable_tqdm) as bar:
-                for i, path in enumerate(_shard_paths(folder, rows)):
+                for i, paths in enumerate(missing):
                     start, end = i * SHARD_ROWS, min((i + 1) * SHARD_ROWS, rows)
-                    if path not in missing:
+                    if not paths:
                         bar.update(end - start)
                         continue
                     encoded = []
@@ -214,31 +240,35 @@ class TowerFeatureCache:
                         )
                         encoded.append(features)
                         bar.update(len(features.pooled))
-                    # A half-written file never gets the final name.
-                    partial = path.with_suffix(".partial")
-                    save_file(_pack(encoded), partial)
-                    partial.replace(path)
+                    for name, tensors in _pack(encoded, levels).items():
+                        if name in paths:
+                            # A half-written file never gets the final name.
+                            partial = paths[name].with_suffix(".partial")
+                            save_file(tensors, partial)
+                            partial.replace(paths[name])
             model.train(was_training)
-        return cls(folder, rows)
+        return cls(folder, rows, levels)
 
 
-def _shard_paths(folder: Path, rows: int) -> list[Path]:
-    return [folder / f"{i:05d}.safetensors" for i in range(max(1, -(-rows // SHARD_ROWS)))]
+def _shard_paths(folder: Path, rows: int, levels: Sequence[int]) -> list[dict[str, Path]]:
+    names = ["pooled", *(str(level) for level in levels)]
+    return [
+        {name: folder / f"{i:05d}.{name}.safetensors" for name in names} for i in range(max(1, -(-rows // SHARD_ROWS)))
+    ]
 
 
-def _pack(batches: list[FusionMatchTowerFeatures]) -> dict[str, torch.Tensor]:
-    """One file's tensors: `pooled` (rows, size), `level_i` (rows, tokens, channels) or, for texts, (all tokens,
-    channels) with `offsets` (rows + 1,) of where each text begins."""
-    tensors = {"pooled": torch.cat([batch.pooled.float().cpu() for batch in batches])}
+def _pack(batches: list[FusionMatchTowerFeatures], levels: Sequence[int]) -> dict[str, dict[str, torch.Tensor]]:
+    """The files of one shard: `pooled` (rows, size), and each level (rows, tokens, channels) or, for texts, (all
+    tokens, channels); beside the pooled vectors of texts `offsets` (rows + 1,) of where each begins."""
     masks = [batch.attention_mask for batch in batches]
-    for i in range(len(batches[0].levels)):
-        if masks[0] is None:
-            tensors[f"level_{i}"] = torch.cat([batch.levels[i].half().cpu() for batch in batches])
-        else:
-            tensors[f"level_{i}"] = torch.cat(
-                [batch.levels[i][mask.bool()].half().cpu() for batch, mask in zip(batches, masks, strict=True)]
-            )
+    files = {"pooled": {"pooled": torch.cat([batch.pooled.float().cpu() for batch in batches])}}
+    for i, level in enumerate(levels):
+        tokens = [
+            batch.levels[i] if mask is None else batch.levels[i][mask.bool()]
+            for batch, mask in zip(batches, masks, strict=True)
+        ]
+        files[str(level)] = {str(level): torch.cat([part.half().cpu() for part in tokens])}
     if masks[0] is not None:
         lengths = torch.cat([mask.sum(dim=1).cpu() for mask in masks])
-        tensors["offsets"] = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
-    return tensors
+        files["pooled"]["offsets"] = torch.cat([torch.zeros(1, dtype=lengths.dtype), lengths.cumsum(0)])
+    return files

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
 from ..modeling_fusionmatch_branch import FusionMatchOutput
-from .adapters import model_parts, peft_base, unwrap_model
+from .adapters import model_parts, peft_base, trains, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .distributed import gather_with_grad, mean_value
 from .weighting import LossWeighting
@@ -72,7 +72,7 @@ class MatchingObjective(nn.Module):
         The objective that training arguments ask for.
 
         Raises:
-            `ValueError`: the model lacks what a component compares.
+            `ValueError`: the model lacks what a component compares, or has a ranking stage that none trains.
         """
         core = unwrap_model(model)
         concepts = "concepts (`fusionmatch concepts`)"
@@ -86,6 +86,12 @@ class MatchingObjective(nn.Module):
             part, module = needs.get(name, ("", core))
             if module is None:
                 raise ValueError(f"The loss component `{name}` needs a model with {part}; this one has none.")
+        ranker = needs["matching"][1]
+        if ranker is not None and "matching" not in args.loss_components and trains(ranker):
+            raise ValueError(
+                "The base has a ranking stage, and no component of the loss trains it along. Add it "
+                "(`--loss_components fused matching`), or load the base with `ranking_stage=False`."
+            )
         settings = {}
         if args.contrastive_loss == "triplet":
             settings = {"margin": args.triplet_margin, "warmup_steps": args.triplet_warmup_steps}

@@ -25,7 +25,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..evaluation.ranking import retrieval_metrics
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
@@ -224,9 +223,7 @@ def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[di
         dataset,
         batch_size=trainer.args.per_device_eval_batch_size,
         disable_tqdm=trainer.args.disable_tqdm,
+        ranking_top_k=trainer.args.ranking_top_k,
         **trainer.cached_features(dataset),
     )
-    metrics = retrieval_metrics(
-        embeddings.image_embeds, embeddings.text_embeds, embeddings.image_products, embeddings.text_products
-    )
-    return metrics, embeddings
+    return embeddings.metrics(), embeddings

@@ -31,7 +31,7 @@ from transformers.utils import logging
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import fingerprint, write_fingerprint
-from .adapters import model_parts, peft_base, unwrap_model
+from .adapters import model_parts, peft_base, trains, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
@@ -44,10 +44,6 @@ logger = logging.get_logger(__name__)
 
 # State of the loss weights in a checkpoint.
 WEIGHTING_FILE = "loss_weighting.safetensors"
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 class FusionMatchTrainer(Trainer):
@@ -123,7 +119,7 @@ class FusionMatchTrainer(Trainer):
             if Path(model.config.name_or_path).is_dir():
                 model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
             model = peft.get_peft_model(model, peft_config)
-        if not _trains(model):
+        if not trains(model):
             raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
         for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
             if dataset is not None:
@@ -137,12 +133,12 @@ class FusionMatchTrainer(Trainer):
         adapted = peft_base(model) is not model
         self._base_fingerprint = fingerprint(model) if adapted else None
         if not adapted:
-            trains = {name for name, module in model_parts(model).items() if _trains(module)}
-            core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trains]
+            trained = {name for name, module in model_parts(model).items() if trains(module)}
+            core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trained]
         caching = args.cache_tower_features
         self._cache_dir = Path(args.feature_cache_dir or Path(args.output_dir) / "feature_cache")
-        self._cached_vision = caching and not _trains(core.vision_model)
-        self._cached_text = caching and not _trains(core.text_model)
+        self._cached_vision = caching and not trains(core.vision_model)
+        self._cached_text = caching and not trains(core.text_model)
         self._features: dict[tuple[int, bool], tuple[datasets.Dataset, dict[str, TowerFeatureCache]]] = {}
         # Needed before Trainer's own constructor has run, which has to be given the collator with the features.
         self.args, self._core, self._processor = args, core.to(args.device), processing_class
@@ -270,11 +266,12 @@ class FusionMatchTrainer(Trainer):
     ) -> EvalLoopOutput:
         dataset = dataloader.dataset
         metrics = evaluate_retrieval(
-            unwrap_model(self.accelerator.unwrap_model(self.model)),
+            self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataset,
             batch_size=self.args.per_device_eval_batch_size,
             disable_tqdm=True,
+            ranking_top_k=self.args.ranking_top_k,
             **self.cached_features(dataset),
         )
         # Sizes and chance levels stay what they are from epoch to epoch; the log is for what moves.

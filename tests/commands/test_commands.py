@@ -18,11 +18,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from transformers import BertConfig, BertModel
 
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import COMMANDS, main
+from fusionmatch.loading import load_pretrained
 
 from ..core.tiny import tiny_model, tiny_processor
 
@@ -140,6 +142,30 @@ def test_train_makes_a_base_that_counts_as_trained(base, shop, tmp_path, capsys)
     assert main(command) == 0
     after = json.loads((tmp_path / "base" / "metrics.json").read_text())["after"]["rsum"]
     assert json.loads(capsys.readouterr().out)["rsum"] == pytest.approx(after)
+
+
+def test_a_ranking_stage_is_trained_on_a_base_that_stays_as_it_is(base, shop, tmp_path, capsys):
+    command = ["train", "--model_name_or_path", str(base), "--catalogue", str(shop), *ADAPT, "--ranking_stage", "True"]
+    command += ["--learning_rate", "3e-2"]
+    folder = tmp_path / "ranking"
+    assert main([*command, "--output_dir", str(folder)]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["after"] != metrics["before"]
+    trained, was = load_pretrained(folder)[0], load_pretrained(base)[0]
+    assert "ranker" not in trained.config.untrained_modules
+    for name, tensor in trained.fusionmatch.state_dict().items():
+        assert torch.equal(tensor, was.state_dict()[name]), name
+    # Measured again from the folder: with the stage, and by the embeddings alone, which was "before".
+    command = ["evaluate", "--model_name_or_path", str(folder), "--catalogue", str(shop), "--json"]
+    for top_k, wanted in (("20", "after"), ("0", "before")):
+        capsys.readouterr()
+        assert main([*command, "--ranking_top_k", top_k]) == 0
+        assert json.loads(capsys.readouterr().out)["rsum"] == pytest.approx(metrics[wanted]["rsum"])
+    command = ["search", "--model_name_or_path", str(folder), "--catalogue", str(shop), "--query", "a red mug"]
+    assert main(command) == 0
+    assert "match" in capsys.readouterr().out
+    command = ["train", "--model_name_or_path", str(folder), "--catalogue", str(shop), "--use_cpu"]
+    fails(capsys, [*command, "--output_dir", str(tmp_path / "more")], "ranking stage", "matching")
 
 
 def test_a_recipe_is_read_and_the_command_line_wins(base, shop, tmp_path):

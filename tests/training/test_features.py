@@ -70,13 +70,24 @@ def test_a_change_of_heads_keeps_the_key(model, processor, splits, tmp_path):
     assert TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path).folder == first
 
 
+def test_models_that_read_other_levels_share_what_is_there(model, processor, splits, tmp_path, monkeypatch):
+    dataset = splits["test"]
+    both = TowerFeatureCache.for_images(model, processor, dataset, tmp_path)
+    assert len(model.config.vision_feature_levels) == 2
+    monkeypatch.setattr(model.config, "vision_feature_levels", [-1])
+    monkeypatch.setattr(model, "encode_tower", None)
+    last = TowerFeatureCache.for_images(model, processor, dataset, tmp_path)
+    assert last.folder == both.folder
+    assert torch.equal(last([0]).levels[0], both([0]).levels[1])
+
+
 def test_a_cut_off_computation_goes_on(model, processor, splits, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD_ROWS", 4)
     dataset = splits["test"].select(range(10))
     whole = TowerFeatureCache.for_images(model, processor, dataset, tmp_path / "whole")
     cut = TowerFeatureCache.for_images(model, processor, dataset, tmp_path / "cut").folder
-    (cut / "00001.safetensors").unlink()
-    (cut / "00002.partial").write_bytes(b"half")
+    (cut / "00001.-1.safetensors").unlink()
+    (cut / "00002.pooled.partial").write_bytes(b"half")
 
     encoded = []
     encode_tower = model.encode_tower
