@@ -59,6 +59,14 @@ def _image_keys(dataset: datasets.Dataset) -> list[str]:
     return keys
 
 
+def _tokenizer_key(tokenizer: Any) -> str:
+    """What a tokenizer does to a text. How it padded and cut its last batch, which is kept with it, does not count."""
+    if not tokenizer.is_fast:
+        return str(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({name: part for name, part in state.items() if name not in ("padding", "truncation")})
+
+
 class TowerFeatureCache:
     r"""
     Features of one frozen tower for a list of inputs, kept as safetensors files in a folder named by a digest of
@@ -190,7 +198,7 @@ class TowerFeatureCache:
             "texts",
             model.config.text_config.to_json_string(use_diff=False),
             fingerprint(model.text_model),
-            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+            _tokenizer_key(tokenizer),
             text_limit(processor, config.text_config),
             config.text_pooling,
             *texts,

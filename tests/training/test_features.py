@@ -63,6 +63,12 @@ def test_the_key_changes_with_weights_settings_and_data(model, processor, splits
     assert len(others) == 4
 
 
+def test_what_was_tokenized_before_keeps_the_key(model, processor, tmp_path):
+    first = TowerFeatureCache.for_texts(model, processor, ["a red mug"], tmp_path).folder
+    processor.tokenizer(["a", "a b"], padding="max_length", max_length=9, truncation=True)
+    assert TowerFeatureCache.for_texts(model, processor, ["a red mug"], tmp_path).folder == first
+
+
 def test_a_change_of_heads_keeps_the_key(model, processor, splits, tmp_path):
     first = TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path).folder
     perturb(model.vision_head)

@@ -1,0 +1,131 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The rows of `ablation.py`: what is trained beside what."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+@dataclass
+class Row:
+    """
+    One line of the table.
+
+    Args:
+        group, name (`str`):
+            Where it stands.
+        config (`dict`):
+            Settings of [`FusionMatchConfig`] beside the recipe's.
+        training (`dict`):
+            Settings of [`FusionMatchTrainingArguments`] beside the recipe's.
+        concepts (`bool`):
+            Whether the model gets the concepts of the training texts.
+        on (`str`):
+            Name of the row whose trained model this one goes on from: with a ranking stage, or with LoRA.
+        ranking (`bool`):
+            Whether a ranking stage is trained on it.
+        keep (`bool`):
+            Whether the trained model stays in the work folder.
+        step_schedule (`bool`):
+            Whether the learning rate falls to a tenth after half of the steps.
+        peer (`str`):
+            Name of the peer in `peers.py`.
+        one_seed (`bool`):
+            Whether the row is run with the first seed only: part of a search, or long.
+    """
+
+    group: str
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    concepts: bool = False
+    on: str = ""
+    ranking: bool = False
+    keep: bool = False
+    step_schedule: bool = False
+    peer: str = ""
+    one_seed: bool = False
+
+
+class StepSchedule(TrainerCallback):
+    """A tenth of the rate from the middle of the training on, as CVSE has it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        scheduler = kwargs["lr_scheduler"]
+        warmed = scheduler.lr_lambdas
+        middle = state.max_steps / 2
+        scheduler.lr_lambdas = [
+            lambda step, before=before: before(step) * (0.1 if step >= middle else 1.0) for before in warmed
+        ]
+
+
+NO_BRANCH = {"vision_feature_levels": [], "text_feature_levels": []}
+LAST_LEVEL = {"vision_feature_levels": [-1], "text_feature_levels": [-1]}
+TWO_LEVELS = {"vision_feature_levels": [-6, -1], "text_feature_levels": [-1]}
+SIGMOID = {"logit_scale_init_value": 2.3026, "logit_bias_init_value": -10.0}
+CVSE_WEIGHTS = {
+    "loss_weighting": "fixed",
+    "loss_weights": {"fused": 3.0, "instance": 5.0, "consensus": 1.0, "concept": 2.0},
+}
+# The rest of `LossWeighting`'s schemes; `unit` is the row "+ consensus".
+SCHEMES = ("random", "proportional", "inverse", "relative", "relative_first", "uncertainty", "dwa", "cov")
+RANKING = {"loss_components": ["matching"], "texts_per_image": 1, "num_train_epochs": 10}
+# Far fewer steps: each goes through both towers.
+LORA = {"num_train_epochs": 2, "per_device_train_batch_size": 64, "texts_per_image": 1, "learning_rate": 2e-4}
+PEERS = ("VSE++", "VSE-infinity", "CVSE", "sentence-transformers", "VisionTextDualEncoder")
+
+CONCEPTS = {"loss_components": ["fused", "instance", "consensus", "concept"]}
+BASE = "+ attention, last level"
+
+ROWS = [
+    Row("architecture", "control: plain path alone", NO_BRANCH),
+    Row("architecture", BASE, LAST_LEVEL, keep=True),
+    Row("architecture", f"{BASE}, instance loss", LAST_LEVEL, {"loss_components": ["fused", "instance"]}),
+    Row("architecture", "+ two levels, weighted sum", TWO_LEVELS | {"fusion_mode": "weighted_sum"}),
+    Row("architecture", "+ two levels, gated", TWO_LEVELS | {"fusion_mode": "gated"}),
+    Row("architecture", "+ two levels, concat", TWO_LEVELS | {"fusion_mode": "concat"}),
+    Row("architecture", "+ consensus", LAST_LEVEL, CONCEPTS, concepts=True),
+    Row("ranking stage", "+ ranking stage", training=RANKING, on=BASE, ranking=True),
+    *(Row("peers", f"{peer}", peer=peer) for peer in PEERS),
+    Row("weighting", "fused alone", LAST_LEVEL, concepts=True),
+    Row("weighting", "fixed 3, 5, 1, 2 (CVSE)", LAST_LEVEL, CONCEPTS | CVSE_WEIGHTS, concepts=True),
+    *(
+        Row("weighting", scheme, LAST_LEVEL, CONCEPTS | {"loss_weighting": scheme}, concepts=True)
+        for scheme in SCHEMES
+    ),
+    Row("schedule", "constant rate after warm-up", LAST_LEVEL, {"lr_scheduler_type": "constant_with_warmup"}),
+    Row(
+        *("schedule", "a tenth of the rate after half of the steps", LAST_LEVEL),
+        {"lr_scheduler_type": "constant_with_warmup"},
+        step_schedule=True,
+    ),
+    Row("loss", "sigmoid", LAST_LEVEL | SIGMOID, {"contrastive_loss": "sigmoid"}),
+    Row("loss", "triplet", LAST_LEVEL, {"contrastive_loss": "triplet", "triplet_warmup_steps": 23}),
+    Row("recipe", "control, one caption a picture", NO_BRANCH, {"texts_per_image": 1}),
+    Row("recipe", "control, one view a picture", NO_BRANCH, {"image_views": 1}),
+    Row("recipe", "control, scale from 14.3", NO_BRANCH | {"logit_scale_init_value": 2.6592}),
+    *(
+        Row("learning rate", f"{name}, {rate:g}", config, {"learning_rate": rate}, one_seed=True)
+        for name, config in (("control", NO_BRANCH), ("attention", LAST_LEVEL))
+        for rate in (5e-4, 2e-3)
+    ),
+    *(
+        Row("learning rate", f"{peer}, {rate:g}", training={"learning_rate": rate}, peer=peer, one_seed=True)
+        for peer in PEERS
+        for rate in (5e-4, 2e-3)
+    ),
+    Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True),
+]
