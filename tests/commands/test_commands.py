@@ -168,6 +168,15 @@ def test_a_ranking_stage_is_trained_on_a_base_that_stays_as_it_is(base, shop, tm
     fails(capsys, [*command, "--output_dir", str(tmp_path / "more")], "ranking stage", "matching")
 
 
+def test_explain_draws_hits_and_misses(adapter, shop, tmp_path, capsys):
+    command = ["explain", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--disable_tqdm"]
+    assert main([*command, "--output_file", str(tmp_path / "why.png"), "--num_examples", "1"]) == 0
+    assert "miss: found this, the right one is at" in capsys.readouterr().out
+    assert (tmp_path / "why.png").stat().st_size > 10_000
+    fails(capsys, [*command, "--num_examples", "0"], "num_examples")
+    fails(capsys, [*command, "--split", "tset"], "tset", "test")
+
+
 def test_a_recipe_is_read_and_the_command_line_wins(base, shop, tmp_path):
     recipe = {"model_name_or_path": str(base), "catalogue": str(shop), "num_train_epochs": 1, "use_cpu": True}
     recipe |= {"per_device_train_batch_size": 8, "learning_rate": "1e-4", "lora_r": 2, "disable_tqdm": True}
