@@ -36,7 +36,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     Args:
         texts_per_image (`int`, *optional*, defaults to 5):
             Texts of each picture in a batch, at most; they are all its positives. They rotate with the epoch.
-        image_views (`int`, *optional*, defaults to 1):
+        image_views (`int`, *optional*, defaults to 4):
             Views of each picture that the epochs take turns in: itself, its mirror image, crops. With a frozen vision
             tower the features of all views are cached.
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
@@ -102,7 +102,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Texts of each picture in a batch, at most; all are positives."}
     )
     image_views: int = field(
-        default=1, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
+        default=4, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
     )
     loss_components: list[str] = field(
         default_factory=lambda: ["fused"], metadata={"help": "Of fused, instance, consensus, concept, matching."}

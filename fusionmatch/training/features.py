@@ -24,7 +24,6 @@ import datasets
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..evaluation.inputs import image_inputs, text_inputs, text_limit
@@ -106,36 +105,41 @@ class TowerFeatureCache:
 
     def __call__(self, indices: Sequence[int]) -> FusionMatchTowerFeatures:
         """The features of the inputs with these indices as one batch, padded where lengths differ."""
-        items = [self._item(index) for index in indices]
-        pooled = torch.stack([item["pooled"] for item in items])
-        levels = [[item[f"level_{i}"].float() for item in items] for i in range(self.num_levels)]
-        lengths = [len(item["level_0"]) for item in items] if levels else []
-        if len(set(lengths)) <= 1:
-            mask = None if not lengths or not self.is_text else torch.ones(len(items), lengths[0], dtype=torch.long)
-            return FusionMatchTowerFeatures(
-                pooled=pooled, levels=tuple(torch.stack(level) for level in levels), attention_mask=mask
-            )
-        padded = tuple(nn.utils.rnn.pad_sequence(level, batch_first=True) for level in levels)
-        mask = (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
-        return FusionMatchTowerFeatures(pooled=pooled, levels=padded, attention_mask=mask)
+        index = torch.tensor(list(indices))
+        outside = index[(index < 0) | (index >= self.rows)]
+        if len(outside):
+            raise IndexError(f"The feature cache has {self.rows} rows, got index {outside[0]}.")
+        number, row = index // SHARD_ROWS, index % SHARD_ROWS
+        # A shard, and which places of the batch its rows go to.
+        parts = [(self._shards[n], (number == n).nonzero().flatten()) for n in number.unique().tolist()]
+        first, _ = parts[0]
+        pooled = torch.empty(len(index), first["pooled"].shape[1])
+        for shard, places in parts:
+            pooled[places] = shard["pooled"][row[places]]
+        if not self.is_text or not self.num_levels:
+            levels = [torch.empty(len(index), *first[f"level_{i}"].shape[1:]) for i in range(self.num_levels)]
+            for shard, places in parts:
+                for i, level in enumerate(levels):
+                    level[places] = shard[f"level_{i}"][row[places]].float()
+            return FusionMatchTowerFeatures(pooled=pooled, levels=tuple(levels))
+        starts, lengths = torch.empty_like(index), torch.empty_like(index)
+        for shard, places in parts:
+            starts[places] = shard["offsets"][row[places]]
+            lengths[places] = shard["offsets"][row[places] + 1] - starts[places]
+        tokens = torch.arange(int(lengths.max()))
+        mask = tokens[None, :] < lengths[:, None]
+        levels = [torch.zeros(*mask.shape, first[f"level_{i}"].shape[1]) for i in range(self.num_levels)]
+        for shard, places in parts:
+            rows, columns = mask[places].nonzero().unbind(dim=1)
+            rows = places[rows]
+            for i, level in enumerate(levels):
+                level[rows, columns] = shard[f"level_{i}"][starts[rows] + columns].float()
+        return FusionMatchTowerFeatures(pooled=pooled, levels=tuple(levels), attention_mask=mask.long())
 
     @property
     def is_text(self) -> bool:
         """Whether the inputs are texts, whose lengths differ."""
         return "offsets" in self._shards[0]
-
-    def _item(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < self.rows:
-            raise IndexError(f"The feature cache has {self.rows} rows, got index {index}.")
-        shard, row = self._shards[index // SHARD_ROWS], index % SHARD_ROWS
-        if "offsets" not in shard:
-            return {name: tensor[row] for name, tensor in shard.items()}
-        start, end = shard["offsets"][row : row + 2].tolist()
-        return {
-            name: tensor[row] if name == "pooled" else tensor[start:end]
-            for name, tensor in shard.items()
-            if name != "offsets"
-        }
 
     @classmethod
     def for_images(
