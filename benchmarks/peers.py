@@ -220,7 +220,8 @@ class CachedTower(nn.Module):
     """Stands in for a tower of transformers' dual encoder: gives cached pooled features as that tower's output."""
 
     def forward(self, pixel_values: Any = None, input_ids: Any = None, **kwargs: Any) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(pooler_output=input_ids if pixel_values is None else pixel_values)
+        pooled = input_ids if pixel_values is None else pixel_values
+        return BaseModelOutputWithPooling(last_hidden_state=pooled[:, None], pooler_output=pooled)
 
 
 class DualEncoder(Peer):

@@ -20,7 +20,7 @@ import pytest
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import main
 
-from .core.tiny import tiny_model, tiny_processor
+from .core.tiny import tiny_concepts, tiny_model, tiny_processor
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -31,6 +31,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 )
 def test_recipe(recipe, tmp_path):
     base = tiny_model(gate_init_value=0.0)
+    if "consensus" in recipe.read_text(encoding="utf-8").split("loss_components")[-1]:
+        tiny_concepts(base)
     base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
     base.save_pretrained(tmp_path / "base")
     tiny_processor().save_pretrained(tmp_path / "base")

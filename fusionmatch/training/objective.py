@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..heads_fusionmatch import l2_normalize
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
 from ..modeling_fusionmatch_branch import FusionMatchOutput
 from .adapters import model_parts, peft_base, trains, unwrap_model
@@ -27,7 +28,7 @@ from .weighting import LossWeighting
 
 
 # Component -> the field of a tower's output that it compares; `None` is the final embedding.
-_EMBEDS = {"fused": None, "instance": "instance_embeds", "consensus": "consensus_embeds"}
+_EMBEDS = {"fused": None, "base": "base_embeds", "instance": "instance_embeds", "consensus": "consensus_embeds"}
 
 
 class MatchingObjective(nn.Module):
@@ -37,6 +38,7 @@ class MatchingObjective(nn.Module):
     | component | what it compares |
     |---|---|
     | `fused` | the embeddings of texts and pictures, contrastively |
+    | `base` | the plain paths alone, contrastively |
     | `instance` | what the feature levels alone give, contrastively; needs a fusion branch |
     | `consensus` | what the concepts alone give, contrastively; needs concepts |
     | `concept` | the concept distributions, by their divergence; needs concepts |
@@ -92,6 +94,17 @@ class MatchingObjective(nn.Module):
                 "The base has a ranking stage, and no component of the loss trains it along. Add it "
                 "(`--loss_components fused matching`), or load the base with `ranking_stage=False`."
             )
+        if "fused" not in args.loss_components and core.vision_fusion is not None:
+            # The gates learn from nothing else. Left trainable, they would wait for a gradient under DDP.
+            gates = [p for name, p in core.named_parameters() if name.endswith("residual.gate")]
+            for gate in gates:
+                gate.requires_grad_(False)
+            if "instance" in args.loss_components and not any(gate.any() for gate in gates):
+                raise ValueError(
+                    "Without the component `fused` the gates stay where they are, and they are at 0: what `instance` "
+                    "trains would never be used. Add `fused`, or open the gates: `gate_init_value` 0.5 in "
+                    "`--config_overrides`, on a base whose fusion was never trained."
+                )
         settings = {}
         if args.contrastive_loss == "triplet":
             settings = {"margin": args.triplet_margin, "warmup_steps": args.triplet_warmup_steps}
@@ -145,8 +158,10 @@ class MatchingObjective(nn.Module):
                 )
                 continue
             field = _EMBEDS[name]
-            text_embeds = gather_with_grad(outputs.text_embeds if field is None else texts[field])
-            image_embeds = gather_with_grad(outputs.image_embeds if field is None else images[field])
+            sides = (outputs.text_embeds, outputs.image_embeds) if field is None else (texts[field], images[field])
+            if name == "base":  # the only one that is not of unit length
+                sides = tuple(l2_normalize(side) for side in sides)
+            text_embeds, image_embeds = (gather_with_grad(side) for side in sides)
             losses[name] = self.contrastive(
                 text_embeds @ image_embeds.t(), similarity(text_embeds, image_embeds), positives, step
             )

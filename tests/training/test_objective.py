@@ -18,6 +18,7 @@ import json
 import pytest
 import torch
 from pytest import approx
+from torch import nn
 
 from fusionmatch import FusionMatchModel, FusionMatchTrainer
 from fusionmatch.losses_fusionmatch import concept_divergence, infonce_loss
@@ -29,7 +30,7 @@ from ..core.tiny import perturb, tiny_concepts, tiny_inputs, tiny_model
 from .test_trainer import arguments, losses, make_trainer
 
 
-ALL = ["fused", "instance", "consensus", "concept"]
+ALL = ["fused", "base", "instance", "consensus", "concept"]
 PRODUCTS = torch.tensor([7, 7, 9])
 
 
@@ -49,14 +50,31 @@ def test_every_component_by_hand(with_concepts, tmp_path):
     texts, images = outputs.text_model_output, outputs.vision_model_output
     expected = {
         "fused": infonce_loss(outputs.logits_per_text, positives),
+        "base": infonce_loss(
+            model.similarity(*(nn.functional.normalize(side.base_embeds) for side in (texts, images))), positives
+        ),
         "instance": infonce_loss(model.similarity(texts.instance_embeds, images.instance_embeds), positives),
         "consensus": infonce_loss(model.similarity(texts.consensus_embeds, images.consensus_embeds), positives),
         "concept": concept_divergence(texts.concept_log_probs, images.concept_log_probs, positives),
     }
     assert list(found) == ALL
     for name, loss in expected.items():
-        assert torch.equal(found[name], loss), name
-    assert len({loss.item() for loss in found.values()}) == 4
+        torch.testing.assert_close(found[name], loss, atol=1e-6, rtol=1e-6)
+    assert len({loss.item() for loss in found.values()}) == 5
+
+
+def test_without_fused_the_gates_stay_and_must_stand_open(splits, processor, tmp_path):
+    model = tiny_model(gate_init_value=0.5)
+    own = {"loss_components": ["base", "instance"], "learning_rate": 1e-2}
+    trainer = make_trainer(model, splits, processor, tmp_path, **own)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.train()
+    for name in ("vision_fusion.residual.gate", "text_fusion.residual.gate"):
+        assert torch.equal(model.state_dict()[name], before[name])
+    for name in ("vision_fusion.residual.projection.weight", "vision_head.fc1.weight"):
+        assert not torch.equal(model.state_dict()[name], before[name])
+    with pytest.raises(ValueError, match=r"they are at 0.*gate_init_value"):
+        MatchingObjective.from_arguments(arguments(tmp_path, **own), tiny_model(gate_init_value=0.0))
 
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid", "triplet", "complementary"])
@@ -104,7 +122,7 @@ def test_every_step_and_every_log_has_losses_and_weights(with_concepts, splits, 
     history = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == list(range(trainer.state.global_step))
     for row in history:
-        assert sum(row[f"weight_{name}"] for name in ALL) == approx(4)
+        assert sum(row[f"weight_{name}"] for name in ALL) == approx(len(ALL))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logged[0]["loss_concept"] == approx((history[0]["concept"] + history[1]["concept"]) / 2)
     assert logged[0]["loss"] == approx(
