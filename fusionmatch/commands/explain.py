@@ -61,6 +61,14 @@ def run(argv: list[str]) -> None:
             f"{heading:<50} cosine {reading.cosine:.2f} (plain paths {reading.plain_cosine:.2f})"
             f"{'  sees: ' + concepts if concepts else ''}  “{search.text[:60]}”"
         )
+    parts = [
+        value for *_, e in examples for side in (e.image, e.text) for value in (*side.levels.values(), *side.heads)
+    ]
+    if max(map(abs, parts)) < 0.01:
+        print(
+            f"No level or head is worth more than {max(map(abs, parts)):.1g} of a cosine: this model's plain path "
+            "decides alone, its gates are all but closed."
+        )
     path = draw_explanations(
         args.output_file, examples, f"{len(hits)} hits and {len(misses)} misses of {data_args.name}"
     )

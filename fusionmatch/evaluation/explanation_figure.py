@@ -55,9 +55,13 @@ def draw_explanations(
         raise ImportError("Drawing needs matplotlib: pip install 'fusionmatch[plots]'") from error
 
     columns = ("picture", "looked at", "picture: levels and heads", "words", "text: levels and heads", "concepts")
+    if not any(found.image.concepts for *_, found in examples):
+        columns = columns[:-1]
     figure = Figure(figsize=(17, 2.9 * len(examples) + 0.6), layout="constrained")
     figure.suptitle(title)
-    all_axes = figure.subplots(len(examples), len(columns), squeeze=False, width_ratios=[1.2, 1.2, 1.3, 1.5, 1.3, 1.7])
+    all_axes = figure.subplots(
+        len(examples), len(columns), squeeze=False, width_ratios=[1.2, 1.2, 1.3, 1.5, 1.3, 1.7][: len(columns)]
+    )
     for axes, (heading, image, text, found) in zip(all_axes, examples, strict=True):
         image = image.convert("RGB")
         axes[0].imshow(image)
@@ -75,7 +79,8 @@ def draw_explanations(
         _side(axes[2], found.image)
         _words(axes[3], found)
         _side(axes[4], found.text)
-        _concepts(axes[5], found)
+        if len(columns) > 5:
+            _concepts(axes[5], found)
     for axes, name in zip(all_axes[0][1:], columns[1:], strict=True):
         axes.set_title(name, fontsize=9, loc="left")
     path = Path(path)
@@ -103,6 +108,9 @@ def _side(axes: "Axes", side: SideReading) -> None:
     axes.tick_params(axis="x", labelsize=7)
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.invert_yaxis()
+    # What is below a hundredth of a cosine shall look like it.
+    reach = 1.1 * max(0.01, *map(abs, values))
+    axes.set_xlim(-reach, reach)
     axes.set_xlabel("cosine lost without it (share in the fusion)", fontsize=7)
 
 
