@@ -95,10 +95,7 @@ class MatchingObjective(nn.Module):
                 "(`--loss_components fused matching`), or load the base with `ranking_stage=False`."
             )
         if "fused" not in args.loss_components and core.vision_fusion is not None:
-            # The gates learn from nothing else. Left trainable, they would wait for a gradient under DDP.
-            gates = [p for name, p in core.named_parameters() if name.endswith("residual.gate")]
-            for gate in gates:
-                gate.requires_grad_(False)
+            gates = [parameter for name, parameter in core.named_parameters() if name.endswith("residual.gate")]
             if "instance" in args.loss_components and not any(gate.any() for gate in gates):
                 raise ValueError(
                     "Without the component `fused` the gates stay where they are, and they are at 0: what `instance` "

@@ -129,6 +129,11 @@ class FusionMatchTrainer(Trainer):
 
         core = unwrap_model(model)
         self.objective = MatchingObjective.from_arguments(args, model)
+        if "fused" not in args.loss_components:
+            # The gates learn from nothing else. Left trainable, they would wait for a gradient under DDP.
+            for name, parameter in core.named_parameters():
+                if name.endswith("residual.gate"):
+                    parameter.requires_grad_(False)
         # Taken before training: the fingerprint of what an adapter is made on.
         adapted = peft_base(model) is not model
         self._base_fingerprint = fingerprint(model) if adapted else None
