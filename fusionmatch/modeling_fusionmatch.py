@@ -41,6 +41,8 @@ from .modeling_fusionmatch_branch import (
     FusionMatchOutput,
     FusionMatchTowerFeatures,
     FusionMatchTowerOutput,
+    length_parts,
+    merge_parts,
 )
 from .towers_fusionmatch import (
     accepted,
@@ -309,6 +311,17 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         """
         hidden_states_wanted = self._wants("output_hidden_states", kwargs)
         kwargs["output_attentions"] = bool(self._wants("output_attentions", kwargs))
+        parts = length_parts(attention_mask if text_features is None else text_features.attention_mask)
+        if len(parts) > 1 and not kwargs["output_attentions"] and not hidden_states_wanted:
+            names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+            given = dict(zip(names, (input_ids, attention_mask, token_type_ids, position_ids), strict=True))
+            found = []
+            for rows, length in parts:
+                inputs = {name: t[rows, :length] for name, t in given.items() if t is not None}
+                features = None if text_features is None else text_features.part(rows, length)
+                inputs |= {"text_features": features, "return_dict": True}
+                found.append(self.get_text_features(**inputs, **kwargs))
+            return merge_parts(parts, found)
         outputs = None
         if text_features is None:
             if attention_mask is None:

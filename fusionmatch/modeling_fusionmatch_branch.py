@@ -51,6 +51,14 @@ class FusionMatchTowerFeatures(ModelOutput):
     levels: tuple[torch.FloatTensor, ...] | None = None
     attention_mask: torch.Tensor | None = None
 
+    def part(self, rows: torch.Tensor, length: int) -> "FusionMatchTowerFeatures":
+        """The features of some texts, cut to a length."""
+        return FusionMatchTowerFeatures(
+            pooled=self.pooled[rows],
+            levels=tuple(level[rows, :length] for level in self.levels),
+            attention_mask=self.attention_mask[rows, :length],
+        )
+
     def pin_memory(self) -> "FusionMatchTowerFeatures":
         """The same features in pinned memory; a data loader asks for it before a copy to an accelerator."""
         return FusionMatchTowerFeatures(
@@ -110,6 +118,38 @@ class FusionMatchTowerOutput(BaseModelOutputWithPooling):
     fusion_mask: torch.Tensor | None = None
     fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
     level_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def length_parts(mask: torch.Tensor | None, at_least: int = 32, at_most: int = 4) -> list[tuple[torch.Tensor, int]]:
+    """
+    Texts (batch, length) in parts of similar length, each the rows and the length to cut them to: short texts then do
+    not pay for the padding to the longest. One part, or none, where that saves nothing. On a CPU only; an accelerator
+    is kept busy better by one large batch.
+    """
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return []
+    # By the last token, not by their number: texts padded in front stay whole.
+    lengths = (mask != 0).mul(torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
+    parts = lengths.argsort(stable=True).chunk(max(1, min(at_most, len(mask) // at_least)))
+    return [(rows, max(1, int(lengths[rows[-1]]))) for rows in parts]
+
+
+def merge_parts(
+    parts: list[tuple[torch.Tensor, int]], outputs: list[FusionMatchTowerOutput]
+) -> FusionMatchTowerOutput:
+    """The outputs of [`length_parts`] as those of one batch, in its order; tokens padded with zeros."""
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    merged = {}
+    for name in outputs[0]:
+        tensors = [output[name] for output in outputs]
+        if tensors[0].ndim == 3 or name == "fusion_mask":
+            longest = max(tensor.shape[1] for tensor in tensors)
+            tensors = [
+                nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]))
+                for tensor in tensors
+            ]
+        merged[name] = torch.cat(tensors)[order]
+    return FusionMatchTowerOutput(**merged)
 
 
 @dataclass

@@ -244,6 +244,35 @@ def test_padding_does_not_change_a_text(text, implementation):
     assert (short - long).abs().max().item() <= 1e-5
 
 
+@pytest.mark.parametrize("levels", [[-1], [-2, -1]])
+def test_texts_read_in_parts_of_similar_length_give_the_same(levels):
+    """A batch large enough to be sorted by length, beside the same texts in small ones."""
+    model = tiny_model(text_feature_levels=levels)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ids = torch.randint(5, END, (70, 20))
+        mask = (torch.arange(20)[None, :] < torch.randint(3, 19, (70, 1))).long()
+    with torch.no_grad():
+        parts = [
+            model.get_text_features(input_ids=i, attention_mask=m)
+            for i, m in zip(ids.split(10), mask.split(10), strict=True)
+        ]
+        features = model.encode_tower(input_ids=ids, attention_mask=mask)
+        wholes = [
+            model.get_text_features(input_ids=ids, attention_mask=mask),
+            model.get_text_features(text_features=features),
+        ]
+    for whole in wholes:
+        for name in ("pooler_output", "fused_embeds", "fusion_weights"):
+            expected = torch.cat([part[name] for part in parts])
+            assert torch.allclose(whole[name], expected, atol=1e-5), name
+        for row in range(70):
+            found = whole.fusion_tokens[row][whole.fusion_mask[row].bool()]
+            part = parts[row // 10]
+            expected = part.fusion_tokens[row % 10][part.fusion_mask[row % 10].bool()]
+            assert torch.allclose(found, expected, atol=1e-5)
+
+
 class TestForward:
     def test_one_modality_alone(self):
         model, inputs = tiny_model(), tiny_inputs()
