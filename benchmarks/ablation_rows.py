@@ -75,7 +75,6 @@ class StepSchedule(TrainerCallback):
 NO_BRANCH = {"vision_feature_levels": [], "text_feature_levels": []}
 LAST_LEVEL = {"vision_feature_levels": [-1], "text_feature_levels": [-1]}
 TWO_LEVELS = {"vision_feature_levels": [-6, -1], "text_feature_levels": [-1]}
-NARROW = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 # Plain path and branch each learn to match alone; the gate, open by half, stays as it is.
 OPEN_GATE = {"gate_init_value": 0.549}
 OWN_LOSSES = {"loss_components": ["base", "instance"]}
@@ -99,7 +98,6 @@ ROWS = [
     Row("architecture", BASE, LAST_LEVEL, keep=True),
     Row("architecture", f"{BASE}, instance loss", LAST_LEVEL, {"loss_components": ["fused", "instance"]}),
     Row("architecture", f"{BASE}, a loss for each path", LAST_LEVEL | OPEN_GATE, OWN_LOSSES, keep=True),
-    Row("architecture", f"{BASE}, half as wide", LAST_LEVEL | NARROW),
     Row("architecture", "+ two levels, weighted sum", TWO_LEVELS | {"fusion_mode": "weighted_sum"}),
     Row("architecture", "+ two levels, gated", TWO_LEVELS | {"fusion_mode": "gated"}),
     Row("architecture", "+ two levels, concat", TWO_LEVELS | {"fusion_mode": "concat"}),

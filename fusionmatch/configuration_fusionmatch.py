@@ -40,11 +40,13 @@ class FusionMatchConfig(PreTrainedConfig):
             embedding, as SigLIP has it).
         base_head_dim (`int`, *optional*, defaults to 1024):
             Width of the hidden layer of the `"mlp"` head.
-        base_head_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout on the hidden layer of the `"mlp"` head, in [0, 1).
-        pooled_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout on the pooled tower features that enter the `"mlp"` head, in [0, 1). On few pictures with frozen
-            towers it does more against over-fitting than dropout on the hidden layer.
+        head_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout before the last linear map into the embedding space, in [0, 1): on the hidden layer of the `"mlp"`
+            head, and on what the fusion branch found.
+        feature_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the channels of tower features that enter the `"mlp"` head and the fusion branch, in [0, 1); the
+            same channels for all tokens of an item, because what is dropped token by token is back in their mean. On
+            few pictures with frozen towers it is what does most against over-fitting.
         vision_pooling (`str`, *optional*, defaults to `"mean"`):
             How the vision tower's tokens become one vector for the plain path: `"pooler"` (the tower's own
             `pooler_output`), `"cls"` (first token) or `"mean"`.
@@ -124,8 +126,8 @@ class FusionMatchConfig(PreTrainedConfig):
     projection_dim: int = 512
     base_head: Literal["mlp", "linear", "none"] = "mlp"
     base_head_dim: int = 1024
-    base_head_dropout: float | int = 0.0
-    pooled_dropout: float | int = 0.0
+    head_dropout: float | int = 0.0
+    feature_dropout: float | int = 0.0
     vision_pooling: Literal["pooler", "cls", "mean"] = "mean"
     text_pooling: Literal["pooler", "cls", "mean"] = "mean"
     vision_feature_levels: list[int] | tuple[int, ...] = (-4, -1)
@@ -206,7 +208,7 @@ class FusionMatchConfig(PreTrainedConfig):
             raise ValueError(
                 f"`max_logit_scale` must be above 0, or `None` for no ceiling, got {self.max_logit_scale}."
             )
-        for name in ("base_head_dropout", "pooled_dropout", "hidden_dropout_prob", "attention_dropout"):
+        for name in ("head_dropout", "feature_dropout", "hidden_dropout_prob", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads != 0:

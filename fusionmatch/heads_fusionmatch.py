@@ -32,15 +32,15 @@ class FusionMatchHead(nn.Module):
 
     def __init__(self, config: FusionMatchConfig, tower_size: int) -> None:
         super().__init__()
-        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.layer_norm = nn.LayerNorm(tower_size, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(tower_size, config.base_head_dim)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.base_head_dropout)
+        self.dropout = nn.Dropout(config.head_dropout)
         self.fc2 = nn.Linear(config.base_head_dim, config.projection_dim)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(self.pooled_dropout(pooled))))))
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(self.layer_norm(self.feature_dropout(pooled))))))
 
 
 class FusionMatchParameterisedFusion(nn.Module):
@@ -83,6 +83,7 @@ class FusionMatchGatedResidual(nn.Module):
 
     def __init__(self, config: FusionMatchConfig) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(config.head_dropout)
         self.projection = nn.Linear(config.hidden_size, config.projection_dim)
         self.gate = nn.Parameter(torch.empty(1))
 
@@ -93,7 +94,7 @@ class FusionMatchGatedResidual(nn.Module):
 
     def project(self, vector: torch.Tensor) -> torch.Tensor:
         """A vector of the branch as an embedding of its own, unit length."""
-        return l2_normalize(self.projection(vector))
+        return l2_normalize(self.projection(self.dropout(vector)))
 
 
 class FusionMatchSimilarity(nn.Module):

@@ -351,6 +351,7 @@ class FusionMatchBranch(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.level_norms = nn.ModuleList(nn.LayerNorm(size, eps=config.layer_norm_eps) for size in level_sizes)
         self.level_projections = nn.ModuleList(nn.Linear(size, config.hidden_size) for size in level_sizes)
         self.level_embeddings = nn.Parameter(torch.empty(len(level_sizes), config.hidden_size))
@@ -360,12 +361,17 @@ class FusionMatchBranch(nn.Module):
         self.fusion = FusionMatchParameterisedFusion(config, len(level_sizes))
         self.residual = FusionMatchGatedResidual(config)
 
+    def _drop_channels(self, level: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.feature_dropout.p == 0:
+            return level
+        return level * self.feature_dropout(torch.ones_like(level[:, :1]))
+
     def forward(
         self, features: FusionMatchTowerFeatures, **kwargs: Unpack[TransformersKwargs]
     ) -> FusionMatchBranchOutput:
         dtype = self.level_embeddings.dtype
         projected = [
-            projection(norm(level.to(dtype))) + self.level_embeddings[i]
+            projection(norm(self._drop_channels(level.to(dtype)))) + self.level_embeddings[i]
             for i, (norm, projection, level) in enumerate(
                 zip(self.level_norms, self.level_projections, features.levels, strict=True)
             )

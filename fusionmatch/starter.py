@@ -75,6 +75,7 @@ _SETTINGS = {
     "vision_feature_levels": [-6, -1],
     "text_feature_levels": [-1],
     "max_level_tokens": 16,
+    "base_head_dim": 2048,
     "hidden_size": 128,
     "intermediate_size": 256,
     # A scale of 50. It hardly moves from where it starts, and CLIP's 14.3 is too low here (docs/lab-notes.md).

@@ -39,7 +39,7 @@ class ModelArguments:
     dtype: str = field(default="float32", metadata={"help": "Weights in float32, bfloat16, float16 or auto."})
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "Configuration settings in place of the base's, as JSON: '{\"pooled_dropout\": 0.3}'."},
+        metadata={"help": "Configuration settings in place of the base's, as JSON: '{\"feature_dropout\": 0.3}'."},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
 
@@ -48,7 +48,7 @@ class ModelArguments:
         self.overrides = (yaml.safe_load(overrides) if isinstance(overrides, str) else overrides) or {}
         if not isinstance(self.overrides, dict):
             raise ValueError(
-                f"`--config_overrides` must be a mapping such as '{{\"pooled_dropout\": 0.3}}', got {overrides}."
+                f"`--config_overrides` must be a mapping such as '{{\"feature_dropout\": 0.3}}', got {overrides}."
             )
         unknown = [name for name in self.overrides if not hasattr(FusionMatchConfig, name)]
         if unknown:

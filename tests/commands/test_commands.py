@@ -201,8 +201,8 @@ def test_unknown_keys_fail(tmp_path, capsys):
 def test_settings_in_place_of_the_base_s(base, shop, tmp_path, capsys):
     command = ["train", "--model_name_or_path", str(base), "--catalogue", str(shop), *ADAPT]
     command += ["--output_dir", str(tmp_path / "base"), "--config_overrides"]
-    assert main([*command, '{"pooled_dropout": 0.25}']) == 0
-    assert json.loads((tmp_path / "base" / "config.json").read_text())["pooled_dropout"] == 0.25
+    assert main([*command, '{"feature_dropout": 0.25}']) == 0
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["feature_dropout"] == 0.25
     fails(capsys, [*command, '{"poled_dropout": 0.25}'], "poled_dropout")
     fails(capsys, [*command, "0.25"], "mapping")
 

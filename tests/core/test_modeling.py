@@ -168,6 +168,19 @@ class TestFusion:
         assert found["vision_fusion.residual.gate"].abs().item() > 0
         assert found["text_fusion.residual.gate"].abs().item() > 0
 
+    def test_features_are_dropped_for_all_tokens_of_an_item(self):
+        # Dropped token by token, a channel would be back in the mean over the tokens.
+        model = tiny_model(feature_dropout=0.5).train()
+        seen = []
+        model.vision_fusion.level_norms[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model(**tiny_inputs())
+        dropped = seen[0] == 0
+        assert 0.3 < dropped.float().mean() < 0.7
+        assert (dropped == dropped[:, :1]).all()
+        assert not (dropped[0] == dropped[1]).all()
+        model.eval()(**tiny_inputs())
+        assert not (seen[1] == 0).any()
+
     def test_no_levels_no_branch(self):
         model = tiny_model(vision_feature_levels=[], text_feature_levels=[])
         assert not any("fusion" in name for name in model.state_dict())
