@@ -33,7 +33,7 @@ from fusionmatch.loading import load_pretrained
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """(queries, pictures) and (queries, pictures) -> average precision of each query; NaN where nothing is relevant."""
+    """Two arrays (queries, pictures) -> average precision of each query; NaN where nothing is relevant."""
     hits = np.take_along_axis(relevant, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
     with np.errstate(invalid="ignore"):
