@@ -35,7 +35,7 @@ from fusionmatch.consensus_fusionmatch import FusionMatchConceptBank
 from fusionmatch.evaluation.retrieval import CatalogueEmbeddings, unique_texts
 from fusionmatch.heads_fusionmatch import l2_normalize
 from fusionmatch.losses_fusionmatch import triplet_loss
-from fusionmatch.modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from fusionmatch.outputs_fusionmatch import FusionMatchTowerFeatures
 from fusionmatch.training import TowerFeatureCache
 from fusionmatch.training.annealing import annealing_factor
 from fusionmatch.training.concepts import attach_concepts

@@ -14,6 +14,7 @@
 """PyTorch FusionMatch model."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,14 +36,13 @@ from .heads_fusionmatch import (
     l2_normalize,
 )
 from .losses_fusionmatch import infonce_loss
-from .modeling_fusionmatch_branch import (
-    FusionMatchBranch,
-    FusionMatchLevelPooling,
+from .modeling_fusionmatch_branch import FusionMatchBranch, FusionMatchLevelPooling
+from .outputs_fusionmatch import (
     FusionMatchOutput,
     FusionMatchTowerFeatures,
     FusionMatchTowerOutput,
-    length_parts,
-    merge_parts,
+    batch_parts,
+    embed_in_parts,
 )
 from .towers_fusionmatch import (
     accepted,
@@ -311,17 +311,6 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         """
         hidden_states_wanted = self._wants("output_hidden_states", kwargs)
         kwargs["output_attentions"] = bool(self._wants("output_attentions", kwargs))
-        parts = length_parts(attention_mask if text_features is None else text_features.attention_mask)
-        if len(parts) > 1 and not kwargs["output_attentions"] and not hidden_states_wanted:
-            names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-            given = dict(zip(names, (input_ids, attention_mask, token_type_ids, position_ids), strict=True))
-            found = []
-            for rows, length in parts:
-                inputs = {name: t[rows, :length] for name, t in given.items() if t is not None}
-                features = None if text_features is None else text_features.part(rows, length)
-                inputs |= {"text_features": features, "return_dict": True}
-                found.append(self.get_text_features(**inputs, **kwargs))
-            return merge_parts(parts, found)
         outputs = None
         if text_features is None:
             if attention_mask is None:
@@ -362,6 +351,28 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
             )
         return self._embed("vision", vision_features, outputs, hidden_states_wanted, **kwargs)
 
+    def _in_parts(
+        self,
+        embed: Callable[..., Any],
+        inputs: dict[str, torch.Tensor | FusionMatchTowerFeatures | None],
+        mini_batch_size: int | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusionMatchTowerOutput:
+        """A batch through `embed`, in parts where that is asked for or saves time."""
+        first = next(value for value in inputs.values() if value is not None)
+        cached = isinstance(first, FusionMatchTowerFeatures)
+        batch, mask = len(first.pooled if cached else first), (first if cached else inputs).get("attention_mask")
+        parts = batch_parts(batch, mask, mini_batch_size)
+        per_token = self._wants("output_attentions", kwargs) or self._wants("output_hidden_states", kwargs)
+        if per_token and parts and mini_batch_size is not None:
+            raise ValueError(
+                "Attentions and hidden states are not returned in mini-batches. Leave out `mini_batch_size`, or "
+                "`output_attentions` and `output_hidden_states`."
+            )
+        if per_token or not parts:
+            return embed(**inputs, **kwargs, return_dict=True)
+        return embed_in_parts(embed, parts, inputs, recompute=mini_batch_size is not None, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -375,6 +386,7 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         text_features: FusionMatchTowerFeatures | None = None,
         product_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
+        mini_batch_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionMatchOutput:
         r"""
@@ -401,13 +413,16 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
                 Product (group) of each pair for the loss: pictures and texts of one product are all positives.
             return_loss (`bool`, *optional*):
                 Whether to return the contrastive loss; the i-th picture and the i-th text are then a pair.
+            mini_batch_size (`int`, *optional*):
+                Pictures and texts that go through the towers at a time. The loss is still among all of them; the
+                backward pass computes each mini-batch anew, so that memory is that of one (arXiv 2101.06983).
 
         Returns:
             [`FusionMatchOutput`]
 
         Raises:
-            `ValueError`: neither pictures nor texts are given, or a loss is asked for with one of them missing or with
-            unequal numbers.
+            `ValueError`: neither pictures nor texts are given, a loss is asked for with one of them missing or with
+            unequal numbers, or attentions or hidden states are asked for in mini-batches.
         """
         has_text = input_ids is not None or text_features is not None
         has_image = pixel_values is not None or vision_features is not None
@@ -416,20 +431,24 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
 
         image_embeds, text_embeds, vision_outputs, text_outputs = None, None, None, None
         if has_image:
-            vision_outputs = self.get_image_features(
-                pixel_values, interpolate_pos_encoding, vision_features, return_dict=True, **kwargs
+            inputs = {"vision_features": vision_features, "pixel_values": pixel_values}
+            vision_outputs = self._in_parts(
+                self.get_image_features,
+                inputs,
+                mini_batch_size,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                **kwargs,
             )
             image_embeds = l2_normalize(vision_outputs.pooler_output)
         if has_text:
-            text_outputs = self.get_text_features(
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                position_ids,
-                text_features,
-                return_dict=True,
-                **kwargs,
-            )
+            inputs = {
+                "text_features": text_features,
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+            }
+            text_outputs = self._in_parts(self.get_text_features, inputs, mini_batch_size, **kwargs)
             text_embeds = l2_normalize(text_outputs.pooler_output)
 
         logits_per_text, loss = None, None

@@ -11,179 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Outputs and fusion branch of the PyTorch FusionMatch model: levels, multi-head attention, parameterised fusion."""
+"""Fusion branch of the PyTorch FusionMatch model: levels, multi-head attention, parameterised fusion."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from .configuration_fusionmatch import FusionMatchConfig
 from .heads_fusionmatch import FusionMatchGatedResidual, FusionMatchParameterisedFusion
-
-
-@dataclass
-class FusionMatchTowerFeatures(ModelOutput):
-    """
-    What a tower gives to the rest of the model. A frozen tower's features can be computed once, kept, and passed to
-    [`FusionMatchModel.forward`] in place of pixels and token ids.
-
-    Args:
-        pooled (`torch.FloatTensor` of shape `(batch, tower_size)`):
-            The tower's pooled features, input of the plain path.
-        levels (`tuple(torch.FloatTensor)` of shapes `(batch, tokens, channels)`):
-            Tokens of each feature level, vision levels already pooled to at most `max_level_tokens`.
-        attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
-            1 for tokens, 0 for padding. Texts only; holds for each level.
-    """
-
-    pooled: torch.FloatTensor | None = None
-    levels: tuple[torch.FloatTensor, ...] | None = None
-    attention_mask: torch.Tensor | None = None
-
-    def part(self, rows: torch.Tensor, length: int) -> "FusionMatchTowerFeatures":
-        """The features of some texts, cut to a length."""
-        return FusionMatchTowerFeatures(
-            pooled=self.pooled[rows],
-            levels=tuple(level[rows, :length] for level in self.levels),
-            attention_mask=self.attention_mask[rows, :length],
-        )
-
-    def pin_memory(self) -> "FusionMatchTowerFeatures":
-        """The same features in pinned memory; a data loader asks for it before a copy to an accelerator."""
-        return FusionMatchTowerFeatures(
-            pooled=self.pooled.pin_memory(),
-            levels=tuple(level.pin_memory() for level in self.levels),
-            attention_mask=None if self.attention_mask is None else self.attention_mask.pin_memory(),
-        )
-
-
-@dataclass
-class FusionMatchTowerOutput(BaseModelOutputWithPooling):
-    """
-    Output of [`FusionMatchModel.get_image_features`] and [`FusionMatchModel.get_text_features`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor`):
-            Last hidden state of the tower; `(batch, tokens, channels)`, or `(batch, channels, height, width)`.
-        pooler_output (`torch.FloatTensor` of shape `(batch, projection_dim)`):
-            The embedding before L2 normalisation.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
-            Hidden states of the tower.
-        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the tower, where it has any and runs `attn_implementation="eager"`.
-        base_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`):
-            Output of the plain path, before normalisation.
-        fused_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
-            Output of the fusion branch before the gate, unit length. `None` for a model without fusion.
-        instance_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
-            The same of the feature levels alone, without the concepts; equal to `fused_embeds` where there are none.
-        consensus_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*):
-            The same of the concepts alone. `None` for a model without concepts.
-        concept_log_probs (`torch.FloatTensor` of shape `(batch, num_concepts)`, *optional*):
-            Log-probabilities of the concepts.
-        fusion_weights (`torch.FloatTensor` of shape `(batch, levels)`, *optional*):
-            Share of each feature level in the instance vector; rows sum to 1.
-        consensus_weights (`torch.FloatTensor` of shape `(batch, 2)`, *optional*):
-            Shares of instance and consensus in the fused vector; rows sum to 1.
-        fusion_tokens (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`, *optional*):
-            The branch's tokens of all levels after its attention blocks; what the ranking stage reads.
-        fusion_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
-            1 for tokens, 0 for padding; `None` where nothing is padded.
-        fusion_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            Attention weights of the branch's blocks, `(batch, heads, tokens, tokens)` over the tokens of all levels;
-            the branch keeps them whatever the attention implementation is.
-        level_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-            For each level the weights `(batch, heads, tokens)` by which its tokens are pooled.
-    """
-
-    base_embeds: torch.FloatTensor | None = None
-    fused_embeds: torch.FloatTensor | None = None
-    instance_embeds: torch.FloatTensor | None = None
-    consensus_embeds: torch.FloatTensor | None = None
-    concept_log_probs: torch.FloatTensor | None = None
-    fusion_weights: torch.FloatTensor | None = None
-    consensus_weights: torch.FloatTensor | None = None
-    fusion_tokens: torch.FloatTensor | None = None
-    fusion_mask: torch.Tensor | None = None
-    fusion_attentions: tuple[torch.FloatTensor, ...] | None = None
-    level_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def length_parts(mask: torch.Tensor | None, at_least: int = 32, at_most: int = 4) -> list[tuple[torch.Tensor, int]]:
-    """
-    Texts (batch, length) in parts of similar length, each the rows and the length to cut them to: short texts then do
-    not pay for the padding to the longest. One part, or none, where that saves nothing. On a CPU only; an accelerator
-    is kept busy better by one large batch.
-    """
-    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return []
-    # By the last token, not by their number: texts padded in front stay whole.
-    lengths = (mask != 0).mul(torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
-    parts = lengths.argsort(stable=True).chunk(max(1, min(at_most, len(mask) // at_least)))
-    return [(rows, max(1, int(lengths[rows[-1]]))) for rows in parts]
-
-
-def merge_parts(
-    parts: list[tuple[torch.Tensor, int]], outputs: list[FusionMatchTowerOutput]
-) -> FusionMatchTowerOutput:
-    """The outputs of [`length_parts`] as those of one batch, in its order; tokens padded with zeros."""
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    merged = {}
-    for name in outputs[0]:
-        tensors = [output[name] for output in outputs]
-        if tensors[0].ndim == 3 or name == "fusion_mask":
-            longest = max(tensor.shape[1] for tensor in tensors)
-            tensors = [
-                nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]))
-                for tensor in tensors
-            ]
-        merged[name] = torch.cat(tensors)[order]
-    return FusionMatchTowerOutput(**merged)
-
-
-@dataclass
-class FusionMatchOutput(ModelOutput):
-    """
-    Output of [`FusionMatchModel.forward`]. Fields of a modality that was not given are `None`.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `return_loss=True`):
-            Contrastive loss of image-text similarity.
-        logits_per_image (`torch.FloatTensor` of shape `(images, texts)`):
-            Scaled cosine similarities.
-        logits_per_text (`torch.FloatTensor` of shape `(texts, images)`):
-            The same, transposed.
-        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`):
-            Text embeddings, unit length.
-        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`):
-            Image embeddings, unit length.
-        text_model_output ([`FusionMatchTowerOutput`]):
-            What [`FusionMatchModel.get_text_features`] returned.
-        vision_model_output ([`FusionMatchTowerOutput`]):
-            What [`FusionMatchModel.get_image_features`] returned.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_model_output: FusionMatchTowerOutput | None = None
-    vision_model_output: FusionMatchTowerOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+from .outputs_fusionmatch import FusionMatchTowerFeatures
 
 
 def eager_attention_forward(

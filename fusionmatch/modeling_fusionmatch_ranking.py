@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,11 +31,9 @@ from .modeling_fusionmatch import FusionMatchModel, FusionMatchPreTrainedModel
 from .modeling_fusionmatch_branch import (
     FusionMatchAttention,
     FusionMatchLevelPooling,
-    FusionMatchOutput,
-    FusionMatchTowerFeatures,
-    FusionMatchTowerOutput,
     expand_mask,
 )
+from .outputs_fusionmatch import FusionMatchOutput, FusionMatchTowerFeatures, FusionMatchTowerOutput
 
 
 @dataclass
@@ -251,6 +250,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
         text_features: FusionMatchTowerFeatures | None = None,
         product_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
+        mini_batch_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionMatchRankingOutput:
         r"""
@@ -272,6 +272,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
             text_features,
             product_ids,
             return_loss=False,
+            mini_batch_size=mini_batch_size,
             return_dict=True,
             **kwargs,
         )
@@ -290,7 +291,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
                     f"{0 if outputs.text_embeds is None else len(outputs.text_embeds)} texts."
                 )
             positives = None if product_ids is None else product_ids[:, None] == product_ids[None, :]
-            loss = infonce_loss(logits, positives) + self.matching_loss(outputs, positives, **kwargs)
+            loss = infonce_loss(logits, positives) + self.matching_loss(outputs, positives, mini_batch_size, **kwargs)
         return FusionMatchRankingOutput(
             **(dict(outputs) | {"loss": loss, "match_logits": match_logits}),
         )
@@ -299,11 +300,12 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
         self,
         outputs: FusionMatchOutput,
         positives: torch.Tensor | None = None,
+        mini_batch_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """[`~fusionmatch.losses_fusionmatch.matching_loss`] of a batch's outputs, (texts, images)."""
+        """[`~fusionmatch.losses_fusionmatch.matching_loss`] of a batch's outputs, some pairs at a time."""
 
-        def match(text_indices: torch.LongTensor, image_indices: torch.LongTensor) -> torch.Tensor:
+        def match_part(text_indices: torch.LongTensor, image_indices: torch.LongTensor) -> torch.Tensor:
             return self.match(
                 outputs.text_model_output,
                 outputs.vision_model_output,
@@ -312,6 +314,12 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
                 outputs.logits_per_text[text_indices, image_indices],
                 **kwargs,
             )
+
+        def match(*indices: torch.LongTensor) -> torch.Tensor:
+            if mini_batch_size is None:
+                return match_part(*indices)
+            parts = zip(*(index.split(mini_batch_size) for index in indices), strict=True)
+            return torch.cat([checkpoint(match_part, *part, use_reentrant=False) for part in parts])
 
         return matching_loss(outputs.logits_per_text, match, positives, sample=self.training)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from ..modeling_fusionmatch import FusionMatchModel
-from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures, FusionMatchTowerOutput
+from ..outputs_fusionmatch import FusionMatchTowerFeatures, FusionMatchTowerOutput
 from ..towers_fusionmatch import level_grid
 from .inputs import image_inputs, text_inputs
 

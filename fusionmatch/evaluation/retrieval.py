@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from ..outputs_fusionmatch import FusionMatchTowerFeatures
 from .inputs import count_truncated, image_inputs, text_inputs, text_limit
 from .ranking import rank_of_first_relevant, retrieval_metrics, summarise_ranks
 from .reranking import ranking_model, rerank, reranked_ranks

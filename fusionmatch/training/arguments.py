@@ -34,6 +34,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
     [`~transformers.TrainingArguments`] with the settings of image-text matching.
 
     Args:
+        mini_batch_size (`int`, *optional*):
+            Pictures and texts that go through the towers at a time. The contrast is among the whole batch all the
+            same; each mini-batch is computed twice, and memory is that of one (GradCache, arXiv 2101.06983).
         texts_per_image (`int`, *optional*, defaults to 5):
             Texts of each picture in a batch, at most; they are all its positives. They rotate with the epoch.
         image_views (`int`, *optional*, defaults to 4):
@@ -99,6 +102,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Not used: the collator chooses."})
     report_to: str | None = field(default="none", metadata={"help": "Experiment trackers, as in transformers."})
 
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Pictures and texts in the towers at a time, for batches beyond memory."}
+    )
     texts_per_image: int = field(
         default=5, metadata={"help": "Texts of each picture in a batch, at most; all are positives."}
     )
@@ -139,8 +145,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for name in ("texts_per_image", "image_views", "lr_cycles", "ranking_top_k"):
-            if getattr(self, name) < 1:
+        for name in ("texts_per_image", "image_views", "lr_cycles", "ranking_top_k", "mini_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if isinstance(self.loss_weights, str):
             self.loss_weights = json.loads(self.loss_weights)

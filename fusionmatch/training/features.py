@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ..evaluation.inputs import image_inputs, text_inputs, text_limit
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
-from ..modeling_fusionmatch_branch import FusionMatchTowerFeatures
+from ..outputs_fusionmatch import FusionMatchTowerFeatures
 from .data import picture_view
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..heads_fusionmatch import l2_normalize
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
-from ..modeling_fusionmatch_branch import FusionMatchOutput
+from ..outputs_fusionmatch import FusionMatchOutput
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .distributed import gather_with_grad, mean_value
@@ -53,6 +53,8 @@ class MatchingObjective(nn.Module):
             Weights of these components.
         symmetric_concepts (`bool`, *optional*, defaults to `False`):
             Whether `concept` takes the mean of both directions, not only texts to pictures.
+        mini_batch_size (`int`, *optional*):
+            Pairs that `matching` looks at at a time.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class MatchingObjective(nn.Module):
         contrastive: ContrastiveLoss,
         weighting: LossWeighting,
         symmetric_concepts: bool = False,
+        mini_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.components = tuple(components)
         self.contrastive = contrastive
         self.weighting = weighting
         self.symmetric_concepts = symmetric_concepts
+        self.mini_batch_size = mini_batch_size
 
     @classmethod
     def from_arguments(cls, args: FusionMatchTrainingArguments, model: nn.Module) -> "MatchingObjective":
@@ -111,6 +115,7 @@ class MatchingObjective(nn.Module):
             CONTRASTIVE_LOSSES[args.contrastive_loss](**settings),
             weighting,
             args.symmetric_concepts,
+            args.mini_batch_size,
         )
 
     def losses(
@@ -144,7 +149,7 @@ class MatchingObjective(nn.Module):
         for name in self.components:
             if name == "matching":
                 own = text_products[:, None] == image_products[None, :]
-                losses[name] = mean_value(peft_base(model).matching_loss(outputs, own))
+                losses[name] = mean_value(peft_base(model).matching_loss(outputs, own, self.mini_batch_size))
                 continue
             if name == "concept":
                 losses[name] = concept_divergence(

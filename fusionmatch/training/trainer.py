@@ -241,6 +241,8 @@ class FusionMatchTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = dict(inputs)
         image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
+        if model.training:
+            inputs["mini_batch_size"] = self.args.mini_batch_size
         outputs = model(**inputs)
         unwrapped = self.accelerator.unwrap_model(self.model)
         losses = self.objective.losses(unwrapped, outputs, text_products, image_products, self.state.global_step)

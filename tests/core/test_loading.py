@@ -278,6 +278,7 @@ def test_custom_code_upload_works_without_the_package(tmp_path, monkeypatch):
         "losses_fusionmatch.py",
         "modeling_fusionmatch.py",
         "modeling_fusionmatch_branch.py",
+        "outputs_fusionmatch.py",
         "processing_fusionmatch.py",
         "towers_fusionmatch.py",
     ]

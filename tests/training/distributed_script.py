@@ -25,6 +25,7 @@ from tests.core.tiny import tiny_model, tiny_processor
 
 def main() -> None:
     catalogue, folder, global_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    mini_batch_size = int(sys.argv[4]) or None
     splits = load_catalogue(catalogue)
     # Three texts a picture: they have to rotate alike, however many processes there are.
     splits = splits.map(lambda row: {"texts": [row["texts"][0], row["title"], row["color"]]})
@@ -34,6 +35,7 @@ def main() -> None:
         max_steps=20,
         logging_steps=1,
         learning_rate=1e-3,
+        mini_batch_size=mini_batch_size,
         texts_per_image=1,
         image_views=2,
         loss_components=["fused", "instance"],

@@ -31,11 +31,11 @@ def free_port():
         return s.getsockname()[1]
 
 
-def launch(command, shop, folder):
+def launch(command, shop, folder, mini_batch_size=None):
     folder.mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [*command, str(SCRIPT), str(shop), str(folder), "16"],
+        [*command, str(SCRIPT), str(shop), str(folder), "16", str(mini_batch_size or 0)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -53,12 +53,13 @@ def one_process(shop, tmp_path_factory):
     return report
 
 
-def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_path):
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_path, mini_batch_size):
     # `accelerate launch --cpu --num_processes 2` starts one process without a word; this form starts two on a CPU.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(free_port())]
-    reports = launch(command, shop, tmp_path / "two")
+    reports = launch(command, shop, tmp_path / "two", mini_batch_size)
     assert [report["world_size"] for report in reports] == [2, 2]
     for report in reports:
         assert report["losses"] == pytest.approx(one_process["losses"], abs=1e-4)
