@@ -24,6 +24,8 @@ from transformers import BertConfig, BertModel
 
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import COMMANDS, main
+from fusionmatch.commands.arguments import ModelArguments
+from fusionmatch.commands.models import load_model
 from fusionmatch.loading import load_pretrained
 
 from ..core.tiny import tiny_model, tiny_processor
@@ -205,6 +207,21 @@ def test_settings_in_place_of_the_base_s(base, shop, tmp_path, capsys):
     assert json.loads((tmp_path / "base" / "config.json").read_text())["feature_dropout"] == 0.25
     fails(capsys, [*command, '{"poled_dropout": 0.25}'], "poled_dropout")
     fails(capsys, [*command, "0.25"], "mapping")
+
+
+def test_starting_values_in_place_of_the_base_s(base, caplog):
+    """A checkpoint brings the starting values of parts that were never trained, and an override has to win."""
+    overrides = {"gate_init_value": 0.5, "logit_scale_init_value": 1.5}
+    untrained = ["vision_fusion", "text_fusion", "similarity"]
+    arguments = ModelArguments(str(base), config_overrides=json.dumps(overrides | {"untrained_modules": untrained}))
+    model, _ = load_model(arguments)
+    assert model.vision_fusion.residual.gate.item() == model.text_fusion.residual.gate.item() == 0.5
+    assert model.similarity.logit_scale.item() == 1.5
+    trained, _ = load_model(ModelArguments(str(base)))
+    arguments = ModelArguments(str(base), config_overrides=json.dumps(overrides | {"untrained_modules": []}))
+    model, _ = load_model(arguments)
+    assert torch.equal(model.similarity.logit_scale, trained.similarity.logit_scale)
+    assert "`similarity` of this checkpoint was trained already" in caplog.text
 
 
 def test_bad_input_is_one_worded_line(base, shop, tmp_path, capsys):
