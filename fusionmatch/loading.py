@@ -21,11 +21,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .configuration_fusionmatch import FusionMatchConfig
+from .modeling_fusionmatch import FusionMatchModel
 from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 
+
+logger = logging.get_logger(__name__)
 
 FINGERPRINT_FILE = "fusionmatch_base.json"
 
@@ -48,9 +51,40 @@ def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
     return digest.hexdigest()
 
 
-def write_fingerprint(folder: str | Path, base: str, base_fingerprint: str, dtype: torch.dtype) -> None:
-    """Notes in an adapter's folder which base it was made on, and in which precision."""
-    content = {"base_model_name_or_path": base, "fingerprint": base_fingerprint, "dtype": str(dtype)}
+def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
+    """Settings in which a loaded configuration differs from the checkpoint that it came from."""
+    saved = FusionMatchConfig.from_pretrained(config.name_or_path)
+    own = FusionMatchConfig.__annotations__.keys() - {"vision_config", "text_config", "untrained_modules"}
+    return {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(saved, name)}
+
+
+@torch.no_grad()
+def _set_starts(model: FusionMatchModel, settings: dict[str, Any]) -> None:
+    """Starting values in place of the checkpoint's, which brings its own for all, in parts that were never trained."""
+    parts = {"gate_init_value": ("vision_fusion", "text_fusion"), "logit_scale_init_value": ("similarity",)}
+    for setting in [name for name in parts if name in settings]:
+        for name in parts[setting]:
+            module = getattr(model, name)
+            if module is None:
+                continue
+            if name not in model.config.untrained_modules:
+                logger.warning(f"`{setting}` has no effect: `{name}` of this checkpoint was trained already.")
+            elif setting == "gate_init_value":
+                module.residual.gate.fill_(settings[setting])
+            else:
+                module.logit_scale.fill_(settings[setting])
+
+
+def write_fingerprint(
+    folder: str | Path, base: str, base_fingerprint: str, dtype: torch.dtype, settings: dict[str, Any] | None = None
+) -> None:
+    """Notes in an adapter's folder which base it was made on, with which settings and in which precision."""
+    content = {
+        "base_model_name_or_path": base,
+        "fingerprint": base_fingerprint,
+        "dtype": str(dtype),
+        "settings": settings or {},
+    }
     (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -67,7 +101,8 @@ def load_pretrained(
             Whether to load a [`FusionMatchForImageTextRetrieval`]; by default where the checkpoint is one. On a
             checkpoint without a ranking stage the stage is new.
         kwargs:
-            Passed to `from_pretrained`: `dtype`, `revision`, `attn_implementation`, ...
+            Passed to `from_pretrained`: `dtype`, `revision`, `attn_implementation`, ..., and settings of
+            [`FusionMatchConfig`] in place of the checkpoint's.
 
     Returns:
         `tuple`: the [`FusionMatchModel`] or [`FusionMatchForImageTextRetrieval`] or, for an adapter, a `PeftModel`
@@ -94,6 +129,7 @@ def load_pretrained(
         model = AutoModel.from_pretrained(model_name_or_path, **kwargs)
         if ranking_stage:
             model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
+    _set_starts(getattr(model, "fusionmatch", model), kwargs)
     return model.eval(), AutoProcessor.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
 
 
@@ -118,10 +154,11 @@ def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
             f"The adapter {path} does not say which base it belongs to. Save the base with `save_pretrained` and put "
             "its path as `base_model_name_or_path` into `adapter_config.json`."
         )
-    base, processor = load_pretrained(base_path, **kwargs)
     note = _file(path, FINGERPRINT_FILE, revision)
-    if note is not None:
-        made_on, found = json.loads(Path(note).read_text(encoding="utf-8")), fingerprint(base)
+    made_on = None if note is None else json.loads(Path(note).read_text(encoding="utf-8"))
+    base, processor = load_pretrained(base_path, **((made_on or {}).get("settings", {}) | kwargs))
+    if made_on is not None:
+        found = fingerprint(base)
         # A base loaded in another precision has other bytes but is no other base.
         if made_on["fingerprint"] != found and made_on["dtype"] == str(base.dtype):
             raise ValueError(

@@ -19,19 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from torch import nn
-from transformers.utils import logging
 
 from .. import __version__
 from ..loading import load_pretrained
-from ..training.adapters import model_parts
 from .arguments import ModelArguments
-
-
-logger = logging.get_logger(__name__)
 
 
 def load_model(args: ModelArguments, ranking_stage: bool | None = None) -> tuple[nn.Module, Any]:
@@ -54,25 +48,7 @@ def load_model(args: ModelArguments, ranking_stage: bool | None = None) -> tuple
             f"The weights in {name} do not fit `--config_overrides` {args.overrides}: sizes have to be those of the "
             "checkpoint, dropouts and the like may differ."
         ) from error
-    _set_starts(model, args.overrides)
     return model.to(PartialState().device), processor
-
-
-@torch.no_grad()
-def _set_starts(model: nn.Module, overrides: dict[str, Any]) -> None:
-    """Overridden starting values, in modules that were never trained; a checkpoint brings its own for all."""
-    parts = {"gate_init_value": ("vision_fusion", "text_fusion"), "logit_scale_init_value": ("similarity",)}
-    for setting in parts.keys() & overrides.keys():
-        for name in parts[setting]:
-            module = model_parts(model).get(name)
-            if module is None:
-                continue
-            if name not in model.config.untrained_modules:
-                logger.warning(f"`{setting}` has no effect: `{name}` of this checkpoint was trained already.")
-            elif setting == "gate_init_value":
-                module.residual.gate.fill_(overrides[setting])
-            else:
-                module.logit_scale.fill_(overrides[setting])
 
 
 def _build_starter(folder: str) -> None:

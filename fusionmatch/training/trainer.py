@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
-from ..loading import fingerprint, write_fingerprint
+from ..loading import changed_settings, fingerprint, write_fingerprint
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
@@ -137,6 +137,7 @@ class FusionMatchTrainer(Trainer):
         # Taken before training: the fingerprint of what an adapter is made on.
         adapted = peft_base(model) is not model
         self._base_fingerprint = fingerprint(model) if adapted else None
+        self._base_settings = changed_settings(core.config) if adapted else {}
         if not adapted:
             trained = {name for name, module in model_parts(model).items() if trains(module)}
             core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trained]
@@ -389,5 +390,6 @@ class FusionMatchTrainer(Trainer):
                 # PEFT's placeholder; the finished adapter gets a card that says something.
                 (folder / "README.md").unlink(missing_ok=True)
                 core = unwrap_model(self.accelerator.unwrap_model(self.model))
-                write_fingerprint(folder, core.config.name_or_path, self._base_fingerprint, core.dtype)
+                base = (core.config.name_or_path, self._base_fingerprint, core.dtype, self._base_settings)
+                write_fingerprint(folder, *base)
             (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")

@@ -203,6 +203,22 @@ def test_adapter_on_a_fresh_head_carries_it_whole(splits, processor, tmp_path):
         load_pretrained(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"vision_feature_levels": [], "text_feature_levels": []}, {"gate_init_value": 0.5}], ids=str
+)
+def test_an_adapter_knows_the_settings_that_it_was_made_with(settings, splits, processor, tmp_path):
+    """Without them its base would be built as it is on disk, with other parts or another start."""
+    base = tiny_model(gate_init_value=0.0)
+    base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, processor = load_pretrained(tmp_path / "base", **settings)
+    result = fit(model, processor, splits, arguments(tmp_path / "adapter", num_train_epochs=1), lora_config(model))
+    loaded, _ = load_pretrained(tmp_path / "adapter")
+    again = embed_catalogue(loaded, processor, splits["test"], disable_tqdm=True)
+    torch.testing.assert_close(again.image_embeds, result.after_embeddings.image_embeds, atol=1e-5, rtol=0)
+
+
 def test_adapter_on_a_trained_head_is_low_rank_there_too(tmp_path):
     model = tiny_model()
     config = lora_config(model)
