@@ -17,6 +17,7 @@
 from .adapters import describe_trainable, freeze_towers, lora_config, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .features import TowerFeatureCache
+from .guards import TrainingGuard, TrainingStoppedError
 from .trainer import FusionMatchTrainer
 
 
@@ -24,6 +25,8 @@ __all__ = [
     "FusionMatchTrainer",
     "FusionMatchTrainingArguments",
     "TowerFeatureCache",
+    "TrainingGuard",
+    "TrainingStoppedError",
     "describe_trainable",
     "freeze_towers",
     "lora_config",

@@ -67,6 +67,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
             Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
         tower_learning_rate (`float`, *optional*):
             Learning rate of the towers' weights (or of the LoRA weights in them), defaults to `learning_rate`.
+        training_guard (`bool`, *optional*, defaults to `True`):
+            Whether to stop a training that cannot succeed within its first steps, see [`TrainingGuard`].
         cache_tower_features (`bool`, *optional*, defaults to `True`):
             Whether the features of a tower without trainable weights are computed once and kept on disk.
         feature_cache_dir (`str`, *optional*):
@@ -137,6 +139,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     tower_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate in the towers (LoRA or full); defaults to learning_rate."}
     )
+    training_guard: bool = field(default=True, metadata={"help": "Stop a training that cannot succeed, and say why."})
     cache_tower_features: bool = field(
         default=True, metadata={"help": "Compute features of frozen towers once and keep them on disk."}
     )

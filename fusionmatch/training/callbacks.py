@@ -58,7 +58,14 @@ class RetrievalProgressCallback(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or logs is None:
             return
         if "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}, rate {logs['learning_rate']:.1e}")
+            name = next((key.removeprefix("chance_") for key in logs if key.startswith("chance_")), None)
+            loss = f"loss {float(logs['loss']):.3f}"
+            if name is not None:
+                # Of several components the one that has a chance level is shown beside it.
+                several = f"loss_{name}" in logs
+                loss += f", {name} {logs[f'loss_{name}']:.3f}" if several else ""
+                loss += f" (by chance {logs[f'chance_{name}']:.3f})"
+            self.training_bar.set_postfix_str(f"{loss}, rate {logs['learning_rate']:.1e}")
         if "eval_rsum" in logs:
             recalls = " / ".join(f"{logs[f'eval_{direction}_recall@1']:.1f}" for direction in ("i2t", "t2i"))
             self.training_bar.write(

@@ -118,6 +118,18 @@ class MatchingObjective(nn.Module):
             args.mini_batch_size,
         )
 
+    @property
+    def main_component(self) -> str:
+        """The component that is watched: the first contrastive one, or the first of all."""
+        return next((name for name in self.components if name in _EMBEDS), self.components[0])
+
+    def chance_level(self, model: nn.Module, positives: torch.Tensor, step: int = 0) -> float:
+        """The contrastive loss of a batch with these positives (texts, images) if all similarities were 0."""
+        similarities = torch.zeros(positives.shape, device=positives.device)
+        with torch.no_grad():
+            scaled = unwrap_model(model).similarity.scale(similarities)
+            return self.contrastive(similarities, scaled.float(), positives, step).item()
+
     def losses(
         self,
         model: nn.Module,

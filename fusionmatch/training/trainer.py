@@ -15,6 +15,8 @@
 """Trainer for image-text matching."""
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,12 +38,16 @@ from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
 from .data import FusionMatchCollator, PairDataset, check_columns
+from .distributed import gather_with_grad
 from .features import TowerFeatureCache
+from .guards import TrainingGuard
 from .objective import MatchingObjective
 
 
 logger = logging.get_logger(__name__)
 
+# Beyond this share of its time a training that waits for data is told so.
+WAITING_SHARE = 0.3
 # State of the loss weights in a checkpoint.
 WEIGHTING_FILE = "loss_weighting.safetensors"
 
@@ -70,6 +76,7 @@ class FusionMatchTrainer(Trainer):
     Raises:
         `ValueError`: a dataset has another schema or fewer than two products, or nothing is trainable.
         `FloatingPointError`: the loss is not finite any more.
+        [`TrainingStoppedError`]: the training cannot succeed; the message names the cause.
 
     Example:
 
@@ -174,6 +181,7 @@ class FusionMatchTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._guard, self._chance, self._first_norm, self._waited = TrainingGuard(), None, None, 0.0
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
         if pairs is not None:
@@ -257,11 +265,66 @@ class FusionMatchTrainer(Trainer):
             ) from error
         if model.training:
             self._loss_log.add(self.state.global_step, losses, weights)
+            self._watch(unwrapped, outputs, losses, text_products, image_products)
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _watch(
+        self,
+        model: nn.Module,
+        outputs: Any,
+        losses: dict[str, torch.Tensor],
+        text_products: torch.Tensor,
+        image_products: torch.Tensor,
+    ) -> None:
+        """Chance level for the log; and the guard, which sees the same on all processes, so that all of them stop."""
+        name = self.objective.main_component
+        if name == "matching":
+            return
+        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
+        self._chance = self.objective.chance_level(model, positives, self.state.global_step)
+        if not self.args.training_guard:
+            return
+        growth = 1.0
+        if self._guard.early:
+            trained = [p.detach() for p in model.parameters() if p.requires_grad and p.ndim > 1]
+            norm = torch.stack(torch._foreach_norm(trained)).norm().item()
+            self._first_norm = self._first_norm or norm
+            growth = norm / max(self._first_norm, 1e-12)
+        similarity = self._core.similarity
+        self._guard.check(
+            loss=losses[name].item(),
+            chance=self._chance,
+            scale=similarity.logit_scale.float().exp().item(),
+            max_scale=math.exp(similarity.max_log_scale),
+            texts=gather_with_grad(outputs.text_embeds),
+            images=gather_with_grad(outputs.image_embeds),
+            learning_rate=self._get_learning_rate(),
+            growth=growth,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        start = time.perf_counter()
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.perf_counter() - start
+        return found
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._waited, start = 0.0, time.perf_counter()
+        output = super().train(*args, **kwargs)
+        share = self._waited / (time.perf_counter() - start)
+        if share > WAITING_SHARE and self.args.should_log:
+            logger.warning(
+                f"The training waited for its data {share:.0%} of the time. More `--dataloader_num_workers` (now "
+                f"{self.args.dataloader_num_workers}), or smaller pictures on disk, would make it faster."
+            )
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._loss_log.means()
+            if self._chance is not None:
+                logs[f"chance_{self.objective.main_component}"] = self._chance
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -1,0 +1,118 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError, alignment, effective_rank, uniformity
+
+from ..core.tiny import tiny_model
+from .test_trainer import make_trainer
+
+
+STEPS = {"max_steps": 60, "eval_strategy": "no", "save_strategy": "no"}
+
+
+class TestMeasures:
+    def test_effective_rank(self):
+        basis = torch.eye(6)
+        assert effective_rank(basis) == pytest.approx(6)
+        assert effective_rank(basis[:1].expand(6, -1)) == pytest.approx(1, abs=1e-3)
+        assert effective_rank(torch.cat([basis[:2]] * 3)) == pytest.approx(2, abs=1e-3)
+
+    def test_alignment(self):
+        texts, images = torch.eye(3), torch.eye(3)
+        assert alignment(texts, images, torch.eye(3, dtype=torch.bool)) == pytest.approx(0)
+        assert alignment(texts, -images, torch.eye(3, dtype=torch.bool)) == pytest.approx(4)
+        assert alignment(texts, images.roll(1, 0), torch.eye(3, dtype=torch.bool)) == pytest.approx(2)
+
+    def test_uniformity(self):
+        assert uniformity(torch.eye(1).expand(4, 1)) == pytest.approx(0)
+        # Two opposite points are 2 apart: exp(-2 * 4).
+        assert uniformity(torch.tensor([[1.0], [-1.0]])) == pytest.approx(-8)
+
+
+def feed(guard, losses, chance=3.0, scale=20.0, embeds=None, growth=1.0):
+    embeds = torch.eye(8) if embeds is None else embeds
+    for loss in losses:
+        guard.check(loss, chance, scale, 100.0, embeds, embeds, 1e-3, growth)
+
+
+class TestSigns:
+    def test_divergence(self):
+        with pytest.raises(TrainingStoppedError, match=r"learning rate .* is too high"):
+            feed(TrainingGuard(), [3.0] * 3 + [9.0] * 20)
+        # One wild batch is none.
+        feed(TrainingGuard(), ([3.0] * 8 + [9.0]) * 5)
+
+    def test_weights_that_grow(self):
+        with pytest.raises(TrainingStoppedError, match="grown 11 times"):
+            feed(TrainingGuard(), [3.0], growth=11.0)
+
+    @pytest.mark.parametrize("scale", [2e3, 0.5])
+    def test_scale(self, scale):
+        with pytest.raises(TrainingStoppedError, match="scale of the similarity"):
+            feed(TrainingGuard(), [2.5] * 20, scale=scale)
+
+    def test_collapse(self):
+        with pytest.raises(TrainingStoppedError, match="embeddings of pictures have collapsed"):
+            feed(TrainingGuard(), [2.5] * 50, embeds=torch.ones(8, 4) / 2)
+
+    def test_flat(self):
+        with pytest.raises(TrainingStoppedError, match="Nothing is learned"):
+            feed(TrainingGuard(), [3.0] * 50)
+        # On an aligned base a loss that hardly moves is far below chance.
+        feed(TrainingGuard(), [0.4] * 200)
+
+
+def healthy_model(seed=0):
+    """A text tower with random weights gives all texts nearly the same; larger embeddings tell them apart."""
+    model = tiny_model(seed=seed)
+    with torch.no_grad():
+        model.text_model.get_input_embeddings().weight.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
+    trainer = make_trainer(healthy_model(seed), splits, processor, tmp_path, seed=seed, learning_rate=1e-3, **STEPS)
+    trainer.train()
+    assert trainer.state.global_step == 60
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "settings", "cause"),
+    [
+        (None, {"learning_rate": 3.0}, "too high"),
+        ("idle", {"learning_rate": 1e-9}, "Nothing is learned"),
+        ("collapse", {"learning_rate": 1e-5}, "have collapsed"),
+        ("scale", {}, "scale of the similarity"),
+    ],
+)
+def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, processor, tmp_path):
+    model = healthy_model()
+    if sabotage == "collapse":
+        nn.init.zeros_(model.text_head.fc2.weight)
+        nn.init.ones_(model.text_head.fc2.bias)
+        nn.init.zeros_(model.text_fusion.residual.gate)
+    if sabotage == "idle":
+        model.similarity.logit_scale.data.fill_(math.log(1.5))
+    if sabotage == "scale":
+        model.similarity.logit_scale.data.fill_(math.log(0.1))
+    trainer = make_trainer(model, splits, processor, tmp_path, **STEPS, **settings)
+    with pytest.raises(TrainingStoppedError, match=cause):
+        trainer.train()
+    assert trainer.state.global_step <= 50
