@@ -44,12 +44,12 @@ def alignment(texts: torch.Tensor, images: torch.Tensor, positives: torch.Tensor
     return (distances * positives).sum().item() / max(1, int(positives.sum()))
 
 
-def uniformity(embeds: torch.Tensor) -> float:
+def uniformity(embeds: torch.Tensor, most: int = 512) -> float:
     """
     Logarithm of the mean Gaussian potential of all pairs of embeddings (items, p), unit vectors; 0 where all coincide,
-    near -4 where they are spread evenly (arXiv 2005.10242, equation 5, t = 2).
+    near -4 where they are spread evenly (arXiv 2005.10242, equation 5, t = 2); of the first `most`.
     """
-    distances = torch.pdist(embeds.detach().float()).square()
+    distances = torch.pdist(embeds[:most].detach().float()).square()
     return distances.mul(-2).exp().mean().log().item() if len(distances) else 0.0
 
 
@@ -139,9 +139,9 @@ class TrainingGuard:
             rank = effective_rank(embeds) if len(embeds) > 3 else math.inf
             if self._lasts(name, rank < 1.5, times=4):
                 raise TrainingStoppedError(
-                    f"The embeddings of {name} have collapsed: {len(embeds)} of them use {rank:.1f} dimensions; "
-                    f"{now}. Check that the inputs differ (all one placeholder picture, texts all alike), and lower "
-                    "`--learning_rate`."
+                    f"The embeddings of {name} have collapsed: {len(embeds)} of them use {rank:.1f} dimensions "
+                    f"(uniformity {uniformity(embeds):.2g}, 0 where all coincide); {now}. Check that the inputs differ "
+                    "(all one placeholder picture, texts all alike), and lower `--learning_rate`."
                 )
         if self._steps == self.first_steps:
             first, last = (sum(losses) / len(losses) for losses in (self._first, self._losses))

@@ -40,7 +40,7 @@ from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
 from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad
 from .features import TowerFeatureCache
-from .guards import TrainingGuard
+from .guards import TrainingGuard, alignment, uniformity
 from .objective import MatchingObjective
 
 
@@ -181,7 +181,8 @@ class FusionMatchTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self._guard, self._chance, self._first_norm, self._waited = TrainingGuard(), None, None, 0.0
+        self._guard, self._chance, self._last_batch = TrainingGuard(), None, None
+        self._first_norm, self._waited = None, 0.0
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
         if pairs is not None:
@@ -282,6 +283,8 @@ class FusionMatchTrainer(Trainer):
         if name == "matching":
             return
         positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
+        texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
+        self._last_batch = texts, images, positives
         self._chance = self.objective.chance_level(model, positives, self.state.global_step)
         if not self.args.training_guard:
             return
@@ -297,8 +300,8 @@ class FusionMatchTrainer(Trainer):
             chance=self._chance,
             scale=similarity.logit_scale.float().exp().item(),
             max_scale=math.exp(similarity.max_log_scale),
-            texts=gather_with_grad(outputs.text_embeds),
-            images=gather_with_grad(outputs.image_embeds),
+            texts=texts,
+            images=images,
             learning_rate=self._get_learning_rate(),
             growth=growth,
         )
@@ -324,7 +327,13 @@ class FusionMatchTrainer(Trainer):
         if "loss" in logs:
             logs |= self._loss_log.means()
             if self._chance is not None:
-                logs[f"chance_{self.objective.main_component}"] = self._chance
+                texts, images, positives = self._last_batch
+                logs |= {
+                    f"chance_{self.objective.main_component}": self._chance,
+                    "alignment": alignment(texts, images, positives),
+                    "uniformity_texts": uniformity(texts),
+                    "uniformity_images": uniformity(images),
+                }
         super().log(logs, start_time)
 
     def evaluation_loop(
