@@ -140,8 +140,8 @@ class TrainingGuard:
             if self._lasts(name, rank < 1.5, times=4):
                 raise TrainingStoppedError(
                     f"The embeddings of {name} have collapsed: {len(embeds)} of them use {rank:.1f} dimensions "
-                    f"(uniformity {uniformity(embeds):.2g}, 0 where all coincide); {now}. Check that the inputs differ "
-                    "(all one placeholder picture, texts all alike), and lower `--learning_rate`."
+                    f"(uniformity {uniformity(embeds):.2g}, 0 where all coincide); {now}. Check that they differ (all "
+                    "one placeholder picture, texts all alike), and lower `--learning_rate`."
                 )
         if self._steps == self.first_steps:
             first, last = (sum(losses) / len(losses) for losses in (self._first, self._losses))
