@@ -11,14 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`fusionmatch adapt`: a LoRA adapter for a catalogue, with a before/after report."""
+"""`fusionmatch adapt`: an adapter for a catalogue, or a checkpoint of its own, with a before/after report."""
 
 from dataclasses import dataclass, field
 
 from peft import LoraConfig
+from torch import nn
 
 from ..modeling_fusionmatch import FusionMatchModel
-from ..training import FusionMatchTrainingArguments, lora_config
+from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
+from ..training.adapters import FULL_TOWER_LEARNING_RATE
 from .arguments import CommandParser, DataArguments, LoraArguments, ModelArguments
 from .fitting import fit_and_report
 
@@ -38,6 +40,17 @@ def run(argv: list[str]) -> None:
     model_args, data_args, lora_args, args = parser.parse(argv)
     frozen = {"vision": lora_args.freeze_vision_model, "text": lora_args.freeze_text_model}
 
+    if lora_args.preset == "full":
+
+        def freeze(model: nn.Module) -> None:
+            for tower in frozen:
+                getattr(unwrap_model(model), f"{tower}_model").requires_grad_(not frozen[tower])
+
+        if args.tower_learning_rate is None:
+            args.tower_learning_rate = FULL_TOWER_LEARNING_RATE
+        fit_and_report("checkpoint", model_args, data_args, args, freeze=freeze)
+        return
+
     def peft_config(model: FusionMatchModel) -> LoraConfig:
         return lora_config(
             model,
@@ -47,7 +60,7 @@ def run(argv: list[str]) -> None:
             target_modules=lora_args.lora_target_modules,
             towers=tuple(tower for tower in frozen if not frozen[tower]),
             use_rslora=lora_args.use_rslora,
-            use_dora=lora_args.use_dora,
+            use_dora=lora_args.preset == "dora",
         )
 
     fit_and_report("adapter", model_args, data_args, args, peft_config)

@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 
 from ..catalogue import Intake, read_catalogue
 from ..configuration_fusionmatch import FusionMatchConfig
+from ..training.adapters import PRESETS
 
 
 @dataclass
@@ -57,8 +58,11 @@ class ModelArguments:
 
 @dataclass
 class LoraArguments:
-    """How the adapter is made."""
+    """What is trained, and how the adapter is made."""
 
+    preset: str = field(
+        default="lora", metadata={"help": "; ".join(f"{name}: {what}" for name, what in PRESETS.items()) + "."}
+    )
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scaling of LoRA; the change is times lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA layers."})
@@ -66,9 +70,14 @@ class LoraArguments:
         default=None, metadata={"help": "Modules that get LoRA; defaults to the preset of the tower families."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
-    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
-    freeze_vision_model: bool = field(default=False, metadata={"help": "No LoRA in the vision tower."})
-    freeze_text_model: bool = field(default=False, metadata={"help": "No LoRA in the text tower."})
+    freeze_vision_model: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
+    freeze_text_model: bool = field(default=False, metadata={"help": "Keep the text tower as it is."})
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"`--preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
+        if self.preset == "fast":
+            self.freeze_vision_model = self.freeze_text_model = True
 
 
 @dataclass

@@ -65,8 +65,9 @@ def fit_and_report(
     if not main_process:
         return
     trained, total = result.trainable[-1][1:]
-    print(f"\n{'module':<14}{'trained':>12}{'of':>14}")
-    print("\n".join(f"{name:<14}{some:>12,}{every:>14,}" for name, some, every in result.trainable))
+    print(f"\n{'module':<18}{'trained':>12}{'of':>14}{'share':>8}")
+    for name, some, every in result.trainable:
+        print(f"{name:<18}{some:>12,}{every:>14,}{some / max(1, every):>8.1%}")
     if fresh:
         print(f"The base was never trained on pairs ({', '.join(fresh)} were new), so before is chance.")
     if peft_config is not None:

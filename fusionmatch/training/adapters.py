@@ -43,6 +43,16 @@ LORA_TARGETS = {
     "resnet": r"stages\.{last}\..*convolution",
 }
 
+# What an adaptation trains.
+PRESETS = {
+    "fast": "heads, fusion and similarity; the features of both towers are computed once",
+    "lora": "the same and LoRA in both towers",
+    "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), slower and often a little better at low rank",
+    "full": "all weights, into a checkpoint of its own",
+}
+# Of the towers, where all of their weights train: ten times less is customary than for LoRA, whose change starts at 0.
+FULL_TOWER_LEARNING_RATE = 2e-5
+
 HEAD_MODULES = (
     *("vision_head", "text_head", "vision_fusion", "text_fusion"),
     *("concept_bank", "vision_consensus", "text_consensus", "similarity", "ranker"),

@@ -20,6 +20,7 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from fusionmatch.catalogue.sample_shop import write_sample_shop
@@ -97,6 +98,23 @@ def test_adapt_shows_before_after_and_what_to_type_next(base, shop, tmp_path, ca
         assert part in shown, part
     for part in ("queries on", "Text queries among", "Picture query", "report.html", "fusionmatch search"):
         assert part in shown, part
+
+
+def test_presets(base, shop, tmp_path, capsys):
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), *ADAPT]
+    for preset in ("fast", "dora", "full"):
+        assert main([*command, "--preset", preset, "--output_dir", str(tmp_path / preset)]) == 0
+        loaded, _ = load_pretrained(tmp_path / preset)
+        assert hasattr(loaded, "peft_config") == (preset != "full")
+    fast = load_file(tmp_path / "fast" / "adapter_model.safetensors")
+    assert not any("_model." in name.removeprefix("base_model.model.") for name in fast)
+    dora = load_file(tmp_path / "dora" / "adapter_model.safetensors")
+    assert any("vision_model" in name and "magnitude" in name for name in dora)
+    before, full = load_pretrained(base)[0].state_dict(), loaded.state_dict()
+    for tower in ("vision_model", "text_model"):
+        assert any(not torch.equal(before[name], full[name]) for name in before if name.startswith(tower))
+    capsys.readouterr()
+    fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, full", "lorra")
 
 
 def test_search_by_text_and_by_picture(adapter, shop, capsys, tmp_path):
