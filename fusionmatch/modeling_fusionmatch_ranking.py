@@ -13,6 +13,7 @@
 # limitations under the License.
 """PyTorch FusionMatch model with a ranking stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -295,6 +296,37 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
         return FusionMatchRankingOutput(
             **(dict(outputs) | {"loss": loss, "match_logits": match_logits}),
         )
+
+    @torch.no_grad()
+    def start_from_similarity(
+        self, logits_per_text: torch.Tensor, positives: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        """
+        Sets the weight of the similarity and the bias to the log-odds that linear discriminant analysis finds between
+        pairs and their hard negatives. How similarities lie differs from base to base by more than a training moves
+        two parameters.
+
+        Args:
+            logits_per_text (`torch.Tensor` of shape `(texts, images)`):
+                Scaled similarities of a batch.
+            positives (`torch.BoolTensor` of shape `(texts, images)`):
+                True where text and image belong together.
+            reduce (`Callable`):
+                The mean of a tensor over all processes.
+        """
+        logits = logits_per_text.float()
+        negatives = logits.masked_fill(positives, -torch.inf)
+        # As matching_loss draws them.
+        shares = (negatives.softmax(dim=0).nan_to_num() + negatives.softmax(dim=1).nan_to_num()) * ~positives
+        means, variances = [], []
+        for weights in (positives.float(), shares):
+            weights = weights / weights.sum().clamp(min=1e-12)
+            means.append((weights * logits).sum())
+            variances.append((weights * (logits - means[-1]).square()).sum())
+        right, wrong, variance = reduce(torch.stack([*means, (variances[0] + variances[1]) / 2]))
+        weight = ((right - wrong) / variance.clamp(min=1e-6)).clamp(1e-3, 1)
+        self.ranker.similarity_weight.fill_(weight)
+        self.ranker.bias.fill_(-weight * (right + wrong) / 2)
 
     def matching_loss(
         self,

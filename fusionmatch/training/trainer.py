@@ -38,7 +38,7 @@ from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
 from .data import FusionMatchCollator, PairDataset, check_columns
-from .distributed import gather_with_grad
+from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
 from .guards import TrainingGuard, alignment, uniformity
 from .objective import MatchingObjective
@@ -145,6 +145,8 @@ class FusionMatchTrainer(Trainer):
         adapted = peft_base(model) is not model
         self._base_fingerprint = fingerprint(model) if adapted else None
         self._base_settings = changed_settings(core.config) if adapted else {}
+        # Known before the mark is taken off.
+        self._fresh_ranker = "ranker" in core.config.untrained_modules and "matching" in args.loss_components
         if not adapted:
             trained = {name for name, module in model_parts(model).items() if trains(module)}
             core.config.untrained_modules = [n for n in core.config.untrained_modules if n not in trained]
@@ -255,6 +257,10 @@ class FusionMatchTrainer(Trainer):
             inputs["mini_batch_size"] = self.args.mini_batch_size
         outputs = model(**inputs)
         unwrapped = self.accelerator.unwrap_model(self.model)
+        if model.training and self._fresh_ranker and self.state.global_step == 0:
+            own = text_products[:, None] == image_products[None, :]
+            peft_base(unwrapped).start_from_similarity(outputs.logits_per_text, own, mean_value)
+        self._fresh_ranker = self._fresh_ranker and not model.training
         losses = self.objective.losses(unwrapped, outputs, text_products, image_products, self.state.global_step)
         self.objective.weighting.train(model.training)
         try:

@@ -172,6 +172,7 @@ def test_a_ranking_stage_is_trained_on_a_base_that_stays_as_it_is(base, shop, tm
     trained, was = load_pretrained(folder)[0], load_pretrained(base)[0]
     assert "ranker" not in trained.config.untrained_modules
     assert trained.ranker.fc2.weight.any()  # at 0 before
+    assert abs(trained.ranker.bias.item() - -10) > 1  # fitted to the base, not left at the initial value
     for name, tensor in trained.fusionmatch.state_dict().items():
         assert torch.equal(tensor, was.state_dict()[name]), name
     # Measured again from the folder: with the stage, and by the embeddings alone, which was "before".

@@ -50,6 +50,19 @@ def catalogue():
     ).cast_column("image", datasets.Image())
 
 
+def test_a_new_stage_starts_with_the_log_odds_of_its_base():
+    """Pairs at 25 and 27, hard negatives at 21 and 23: log-odds of 4 / 1 a step around 24, by two Gaussians."""
+    model = FusionMatchForImageTextRetrieval(tiny_config()).eval()
+    logits = torch.full((2, 2), 22.0) + torch.tensor([[3.0, 1.0], [-1.0, 5.0]])
+    model.start_from_similarity(logits, torch.eye(2, dtype=torch.bool), lambda statistics: statistics)
+    assert model.ranker.similarity_weight.item() == 1.0  # 4 / 1, held at its ceiling
+    assert model.ranker.bias.item() == pytest.approx(-24)
+    logits = 22 + 10 * (logits - 22)
+    model.start_from_similarity(logits, torch.eye(2, dtype=torch.bool), lambda statistics: statistics)
+    assert model.ranker.similarity_weight.item() == pytest.approx(40 / 100)
+    assert model.ranker.bias.item() == pytest.approx(-0.4 * 42)
+
+
 def test_ranks_by_hand():
     # Four queries for products a, b, c, z; the gallery holds a b c c d.
     candidates = torch.tensor([[1, 0, 4], [0, 2, 4], [2, 3, 1], [0, 1, 2]])
