@@ -26,6 +26,7 @@ import yaml
 # Sub-command -> (module, what it does). Modules are imported when their command is asked for.
 COMMANDS = {
     "adapt": ("adapt", "LoRA-adapt a base to a catalogue; before/after report and adapter"),
+    "adapter": ("adapter", "list adapters, merge one into its base, compare what they reached"),
     "train": ("train", "train heads, fusion (and towers) into a new base checkpoint"),
     "evaluate": ("evaluate", "retrieval metrics of a checkpoint or adapter on a catalogue"),
     "search": ("search", "find products by text or by picture"),

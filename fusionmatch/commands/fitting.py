@@ -55,8 +55,8 @@ def fit_and_report(
     model, processor = load_model(model_args, ranking_stage=ranking_stage or None)
     if peft_base(model) is not model:
         raise ValueError(
-            f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`merge_and_unload`, "
-            "`save_pretrained`), then go on from the merged checkpoint."
+            f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter "
+            f"merge {model_args.model_name_or_path} --output_dir MERGED`), then go on from the merged checkpoint."
         )
     if freeze is not None:
         freeze(model)

@@ -117,6 +117,26 @@ def test_presets(base, shop, tmp_path, capsys):
     fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, full", "lorra")
 
 
+def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys):
+    assert main(["adapter", "list", str(adapter.parent)]) == 0
+    shown = capsys.readouterr().out
+    fingerprint = json.loads((adapter / "fusionmatch_base.json").read_text())["fingerprint"]
+    assert "LORA" in shown and fingerprint[:16] in shown
+    assert main(["adapter", "compare", str(adapter), str(adapter)]) == 0
+    assert "i2t_recall@1" in capsys.readouterr().out
+    assert main(["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
+    metrics = json.loads((adapter / "metrics.json").read_text())
+    capsys.readouterr()
+    command = ["evaluate", "--catalogue", str(shop), "--json", "--model_name_or_path", str(tmp_path / "merged")]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["rsum"] == pytest.approx(metrics["after"]["rsum"])
+    merged, _ = load_pretrained(tmp_path / "merged")
+    assert not merged.config.untrained_modules
+    fails(capsys, ["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")], "not empty")
+    fails(capsys, ["adapter", "list", str(shop.parent)], "is no adapter")
+    fails(capsys, ["adapter", "marge", str(adapter)], "list|merge|compare", "marge")
+
+
 def test_search_by_text_and_by_picture(adapter, shop, capsys, tmp_path):
     picture = sorted((shop.parent / "images").glob("*.jpg"))[3]
     command = ["search", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--json"]

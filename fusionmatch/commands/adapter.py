@@ -1,0 +1,116 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`fusionmatch adapter list|merge|compare PATH...`."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..loading import FINGERPRINT_FILE, load_pretrained
+from .arguments import CommandParser
+
+
+ACTIONS = ("list", "merge", "compare")
+ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass
+class AdapterArguments:
+    """What is done with which adapters."""
+
+    paths: list[str] = field(metadata={"help": "Adapters; for list also folders that hold some."})
+    output_dir: str | None = field(default=None, metadata={"help": "merge: folder for the merged checkpoint."})
+
+
+def run(argv: list[str]) -> None:
+    """Lists adapters, merges one into its base, or puts what they reached side by side."""
+    action, *rest = argv or [""]
+    if action not in ACTIONS and action not in ("-h", "--help"):
+        raise ValueError(f"Say what to do: `fusionmatch adapter {'|'.join(ACTIONS)} PATH...`, got {action!r}.")
+    # The paths come without the name of their option, as they do with `ls`.
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    paths = ["--paths", *rest[:count]] if count else []
+    parser = CommandParser(AdapterArguments, "adapter")
+    parser.usage = f"fusionmatch adapter {'|'.join(ACTIONS)} PATH... [options]"
+    (args,) = parser.parse(["--help"] if action not in ACTIONS else [*paths, *rest[count:]])
+    folders = [folder for path in args.paths for folder in _adapters(Path(path))]
+    if action == "merge":
+        _merge(folders, args.output_dir)
+    else:
+        (_list if action == "list" else _compare)(folders)
+
+
+def _adapters(path: Path) -> list[Path]:
+    """The adapter in a folder, or those in its sub-folders; checkpoints of a training do not count."""
+    found = [path] if (path / ADAPTER_FILE).is_file() else sorted(p.parent for p in path.glob(f"*/{ADAPTER_FILE}"))
+    found = [folder for folder in found if folder == path or not folder.name.startswith("checkpoint-")]
+    if not found:
+        raise ValueError(f"{path} is no adapter and holds none: there is no `{ADAPTER_FILE}` in it.")
+    return found
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _list(folders: list[Path]) -> None:
+    print(f"{'adapter':<28} {'kind':<10} {'rank':>4} {'MB':>7} {'RSUM':>7}  {'base fingerprint':<16}  base")
+    for folder in folders:
+        config, note = _read(folder, ADAPTER_FILE), _read(folder, FINGERPRINT_FILE)
+        size = sum(path.stat().st_size for path in folder.glob("adapter_model.*")) / 1e6
+        rsum = _read(folder, "metrics.json").get("after", {}).get("rsum")
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type", "?")
+        print(
+            f"{folder.name:<28} {kind:<10} {config.get('r', '-'):>4} {size:>7.1f} "
+            f"{'-' if rsum is None else f'{rsum:.1f}':>7}  {note.get('fingerprint', '-')[:16]:<16}  "
+            f"{config.get('base_model_name_or_path', '-')}"
+        )
+
+
+def _merge(folders: list[Path], output_dir: str | None) -> None:
+    if len(folders) != 1 or output_dir is None:
+        raise ValueError(
+            f"`merge` takes one adapter and `--output_dir`, got {len(folders)} and {output_dir}. Two adapters of one "
+            "base stay two: each is loaded by its own folder."
+        )
+    if Path(output_dir).exists() and any(Path(output_dir).iterdir()):
+        raise ValueError(f"The folder {output_dir} is not empty. Name another `--output_dir`.")
+    model, processor = load_pretrained(folders[0])
+    model.merge_and_unload(progressbar=True).save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    print(
+        f"{output_dir} is the base with {folders[0]} merged in: a checkpoint of its own, to search, to train on or to "
+        "adapt further."
+    )
+
+
+def _compare(folders: list[Path]) -> None:
+    runs = {folder.name: _read(folder, "metrics.json") for folder in folders}
+    missing = [name for name, run in runs.items() if not run]
+    if missing:
+        raise ValueError(f"No `metrics.json` in {', '.join(missing)}; `fusionmatch adapt` writes it.")
+    tested = {(run["pictures"]["test"], run["products"]["test"]) for run in runs.values()}
+    if len(tested) > 1:
+        print("These adapters were tested on splits of different sizes: their numbers say nothing of each other.")
+    first = next(iter(runs.values()))
+    names = [name for name in first["after"] if "recall@" in name and "chance" not in name] + ["rsum"]
+    width = max(12, *(len(name) for name in runs))
+    print(f"{'':<16}" + "".join(f"{name:>{width + 2}}" for name in ("before", *runs)))
+    for name in names:
+        values = [first["before"][name], *(run["after"][name] for run in runs.values())]
+        print(f"{name:<16}" + "".join(f"{value:>{width + 2}.1f}" for value in values))
+    for label, key in (("trained weights", "trainable_parameters"), ("seconds", "training_seconds")):
+        print(f"{label:<16}{'':>{width + 2}}" + "".join(f"{run[key]:>{width + 2},.0f}" for run in runs.values()))
