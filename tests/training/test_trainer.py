@@ -15,7 +15,9 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainingArguments
 from fusionmatch.evaluation.retrieval import embed_catalogue
@@ -201,6 +203,33 @@ def test_adapter_on_a_fresh_head_carries_it_whole(splits, processor, tmp_path):
     other.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="was made on a base with the fingerprint"):
         load_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_an_adapter_is_a_plain_peft_folder(fresh, splits, processor, tmp_path):
+    """Whatever way an engineer of the ecosystem takes, the outputs are the same; switched off it is the base."""
+    base = tiny_model(gate_init_value=0.0)
+    if fresh:
+        base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, processor = load_pretrained(tmp_path / "base")
+    fit(model, processor, splits, arguments(tmp_path / "adapter", num_train_epochs=1), lora_config(model))
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        expected = load_pretrained(tmp_path / "adapter")[0](**inputs).image_embeds
+        untouched = FusionMatchModel.from_pretrained(tmp_path / "base")
+        before = untouched(**inputs).image_embeds
+        assert (expected - before).abs().max() > 1e-3
+        by_peft = PeftModel.from_pretrained(untouched, tmp_path / "adapter").eval()
+        by_name = AutoModel.from_pretrained(tmp_path / "base")
+        by_name.load_adapter(tmp_path / "adapter")
+        for loaded in (by_peft, by_name.eval(), AutoModel.from_pretrained(tmp_path / "adapter").eval()):
+            torch.testing.assert_close(loaded(**inputs).image_embeds, expected, atol=1e-6, rtol=0)
+        with by_peft.disable_adapter():
+            torch.testing.assert_close(by_peft(**inputs).image_embeds, before, atol=1e-6, rtol=0)
+        merged = by_peft.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).image_embeds, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
