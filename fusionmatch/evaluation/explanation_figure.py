@@ -70,6 +70,8 @@ def draw_explanations(
             "\n".join(textwrap.wrap(text, 38)[:4])
             + f"\ncosine {found.cosine:.2f}, of the plain paths {found.plain_cosine:.2f}",
             fontsize=7,
+            loc="left",
+            multialignment="left",
         )
         axes[1].imshow(image.convert("L"), cmap="gray", alpha=0.6)
         axes[1].imshow(_heat(found, image.size), cmap="inferno", alpha=0.55)
@@ -83,6 +85,10 @@ def draw_explanations(
             _concepts(axes[5], found)
     for axes, name in zip(all_axes[0][1:], columns[1:], strict=True):
         axes.set_title(name, fontsize=9, loc="left")
+    for axes in all_axes[:, 2:].flat:
+        axes.tick_params(axis="x", labelsize=7)
+        if axes.axison:
+            axes.locator_params(axis="x", nbins=5)
     path = Path(path)
     figure.savefig(path, dpi=90)
     return path
@@ -105,7 +111,6 @@ def _side(axes: "Axes", side: SideReading) -> None:
     colours = ["C0"] * len(side.levels) + ["C1" if value >= 0 else "C3" for value in side.heads]
     axes.barh(range(len(values)), values, color=colours)
     axes.set_yticks(range(len(values)), names, fontsize=7)
-    axes.tick_params(axis="x", labelsize=7)
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.invert_yaxis()
     # What is below a hundredth of a cosine shall look like it.
@@ -118,7 +123,6 @@ def _words(axes: "Axes", found: Explanation) -> None:
     words = found.words[:14]
     axes.barh(range(len(words)), [weight for _, weight in words], color="C2")
     axes.set_yticks(range(len(words)), [word for word, _ in words], fontsize=7)
-    axes.tick_params(axis="x", labelsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("share of the attention", fontsize=7)
 
@@ -132,6 +136,5 @@ def _concepts(axes: "Axes", found: Explanation) -> None:
         return
     axes.barh(range(len(rows)), [p for _, p, _ in rows], color=[colour for _, _, colour in rows])
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=7)
-    axes.tick_params(axis="x", labelsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("probability", fontsize=7)
