@@ -98,7 +98,8 @@ def _merge(folders: list[Path], output_dir: str | None) -> None:
 
 
 def _compare(folders: list[Path]) -> None:
-    runs = {folder.name: _read(folder, "metrics.json") for folder in folders}
+    # By the whole path: folders of several runs often bear one name.
+    runs = {str(folder): _read(folder, "metrics.json") for folder in folders}
     missing = [name for name, run in runs.items() if not run]
     if missing:
         raise ValueError(f"No `metrics.json` in {', '.join(missing)}; `fusionmatch adapt` writes it.")

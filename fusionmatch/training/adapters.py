@@ -50,7 +50,7 @@ PRESETS = {
     "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), slower and often a little better at low rank",
     "full": "all weights, into a checkpoint of its own",
 }
-# Of the towers, where all of their weights train: ten times less is customary than for LoRA, whose change starts at 0.
+# Of the towers, where all of their weights train; the rate of fresh heads would undo what the towers know.
 FULL_TOWER_LEARNING_RATE = 2e-5
 
 HEAD_MODULES = (

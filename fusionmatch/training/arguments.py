@@ -36,7 +36,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
     Args:
         mini_batch_size (`int`, *optional*):
             Pictures and texts that go through the towers at a time. The contrast is among the whole batch all the
-            same; each mini-batch is computed twice, and memory is that of one (GradCache, arXiv 2101.06983).
+            same; each mini-batch is computed twice, and memory is that of one (GradCache, arXiv 2101.06983). Batch
+            normalisations that train see one mini-batch at a time.
         texts_per_image (`int`, *optional*, defaults to 5):
             Texts of each picture in a batch, at most; they are all its positives. They rotate with the epoch.
         image_views (`int`, *optional*, defaults to 4):

@@ -122,8 +122,11 @@ def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys
     shown = capsys.readouterr().out
     fingerprint = json.loads((adapter / "fusionmatch_base.json").read_text())["fingerprint"]
     assert "LORA" in shown and fingerprint[:16] in shown
-    assert main(["adapter", "compare", str(adapter), str(adapter)]) == 0
-    assert "i2t_recall@1" in capsys.readouterr().out
+    # Another run whose adapter bears the same name stays apart.
+    other = shutil.copytree(adapter, tmp_path / adapter.name)
+    assert main(["adapter", "compare", str(adapter), str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert "i2t_recall@1" in shown and str(adapter) in shown and str(other) in shown
     assert main(["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
     metrics = json.loads((adapter / "metrics.json").read_text())
     capsys.readouterr()

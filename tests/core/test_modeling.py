@@ -23,12 +23,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, set_seed
 
-from fusionmatch import FusionMatchForImageTextRetrieval, FusionMatchModel
+from fusionmatch import FusionMatchModel
 from fusionmatch.losses_fusionmatch import infonce_loss
-from fusionmatch.outputs_fusionmatch import embed_in_parts
 from fusionmatch.towers_fusionmatch import has_optional_pooler, level_tokens
 
-from .tiny import END, TEXT_TOWERS, VISION_TOWERS, perturb, tiny_config, tiny_inputs, tiny_model, tower_config
+from .tiny import END, TEXT_TOWERS, VISION_TOWERS, perturb, tiny_inputs, tiny_model, tower_config
 
 
 def natural_pooling(model_type: str) -> str:
@@ -258,35 +257,6 @@ def test_padding_does_not_change_a_text(text, implementation):
     assert (short - long).abs().max().item() <= 1e-5
 
 
-@pytest.mark.parametrize("levels", [[-1], [-2, -1]])
-def test_texts_read_in_parts_of_similar_length_give_the_same(levels):
-    """A batch large enough to be sorted by length, beside the same texts in small ones."""
-    model = tiny_model(text_feature_levels=levels)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ids = torch.randint(5, END, (70, 20))
-        mask = (torch.arange(20)[None, :] < torch.randint(3, 19, (70, 1))).long()
-    with torch.no_grad():
-        parts = [
-            model.get_text_features(input_ids=i, attention_mask=m)
-            for i, m in zip(ids.split(10), mask.split(10), strict=True)
-        ]
-        features = model.encode_tower(input_ids=ids, attention_mask=mask)
-        wholes = [
-            model.get_text_features(input_ids=ids, attention_mask=mask),
-            model.get_text_features(text_features=features),
-        ]
-    for whole in wholes:
-        for name in ("pooler_output", "fused_embeds", "fusion_weights"):
-            expected = torch.cat([part[name] for part in parts])
-            assert torch.allclose(whole[name], expected, atol=1e-5), name
-        for row in range(70):
-            found = whole.fusion_tokens[row][whole.fusion_mask[row].bool()]
-            part = parts[row // 10]
-            expected = part.fusion_tokens[row % 10][part.fusion_mask[row % 10].bool()]
-            assert torch.allclose(found, expected, atol=1e-5)
-
-
 class TestForward:
     def test_one_modality_alone(self):
         model, inputs = tiny_model(), tiny_inputs()
@@ -442,75 +412,6 @@ class TestAttention:
             # The tower's own it has not kept; transformers says so.
             assert sdpa.attentions is None and len(eager.attentions) == 2
         assert torch.allclose(found["sdpa"].image_embeds, model(**inputs).image_embeds, atol=1e-6)
-
-
-class TestMiniBatches:
-    """Gradient caching: a large batch in small parts, each computed anew in the backward pass."""
-
-    @pytest.mark.parametrize("size", [1, 2, 5, 64])
-    def test_gradients_equal_those_of_the_whole_batch(self, size):
-        model = tiny_model(gate_init_value=0.3).train()
-        inputs = tiny_inputs(7)
-        inputs["attention_mask"][::2, -2:] = 0
-        found = {}
-        for mini_batch_size in (None, size):
-            model.zero_grad()
-            outputs = model(**inputs, return_loss=True, mini_batch_size=mini_batch_size)
-            outputs.loss.backward()
-            found[mini_batch_size] = outputs, {name: p.grad.clone() for name, p in model.named_parameters()}
-        (whole, expected), (parts, gradients) = found[None], found[size]
-        assert torch.allclose(whole.loss, parts.loss, atol=1e-6)
-        assert torch.allclose(whole.logits_per_text, parts.logits_per_text, atol=1e-5)
-        for name in expected:
-            assert torch.allclose(expected[name], gradients[name], atol=1e-5), name
-
-    def test_dropout_is_the_same_when_a_part_is_computed_anew(self):
-        model = tiny_model(feature_dropout=0.5, hidden_dropout_prob=0.5, gate_init_value=0.3).train()
-        inputs, found = tiny_inputs(6), []
-        for recompute in (False, True):
-            set_seed(0)
-            model.zero_grad()
-            parts = [(rows, None) for rows in torch.arange(6).split(2)]
-            output = embed_in_parts(
-                model.get_image_features, parts, {"pixel_values": inputs["pixel_values"]}, recompute
-            )
-            output.pooler_output.square().sum().backward()
-            found.append(model.vision_head.fc1.weight.grad.clone())
-        assert torch.allclose(found[0], found[1], atol=1e-6)
-
-    def test_ranking_stage(self):
-        model = FusionMatchForImageTextRetrieval(tiny_config(gate_init_value=0.3)).eval()
-        perturb(model.ranker)
-        inputs, found = tiny_inputs(6), []
-        for size in (None, 2):
-            model.zero_grad()
-            model(**inputs, return_loss=True, mini_batch_size=size).loss.backward()
-            found.append({name: p.grad.clone() for name, p in model.named_parameters()})
-        for name, gradient in found[0].items():
-            assert torch.allclose(gradient, found[1][name], atol=1e-5), name
-
-    def test_memory_does_not_grow_with_the_batch(self):
-        """What autograd keeps for the backward pass, counted."""
-        model, kept = tiny_model().train(), []
-        for size in (None, 4):
-            for batch in (8, 32):
-                total = 0
-
-                def count(tensor):
-                    nonlocal total
-                    total += tensor.numel()
-                    return tensor
-
-                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                    model(**tiny_inputs(batch), return_loss=True, mini_batch_size=size)
-                kept.append(total)
-        whole_8, whole_32, parts_8, parts_32 = kept
-        assert whole_32 > 3 * whole_8
-        assert parts_32 - parts_8 < 0.05 * (whole_32 - whole_8)
-
-    def test_attentions_are_refused_in_mini_batches(self):
-        with pytest.raises(ValueError, match="Leave out `mini_batch_size`"):
-            tiny_model()(**tiny_inputs(4), mini_batch_size=2, output_attentions=True)
 
 
 class TestPrecisionAndSpeed:
