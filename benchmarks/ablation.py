@@ -33,6 +33,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, set_seed
 
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchTrainingArguments, load_catalogue
-from fusionmatch.catalogue.concepts import build_concepts
+from fusionmatch.catalogue.concepts import ConceptBank, build_concepts
 from fusionmatch.evaluation.intervals import bootstrap_recalls
 from fusionmatch.evaluation.retrieval import CatalogueEmbeddings, unique_texts
 from fusionmatch.loading import load_pretrained
@@ -71,7 +72,6 @@ class Bench:
         recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
         self.config = json.loads(recipe.pop("config_overrides"))
         self.training = recipe | {"learning_rate": float(recipe["learning_rate"])}
-        self._bank = None
 
     def arguments(self, run: Path, seed: int, **settings: Any) -> FusionMatchTrainingArguments:
         defaults = self.training | {
@@ -93,10 +93,16 @@ class Bench:
         model.vision_model.requires_grad_(False)
         model.text_model.requires_grad_(False)
         if row.concepts:
-            if self._bank is None:
-                self._bank = build_concepts(self.splits["train"], 300, language="en", disable_tqdm=True)
-            attach_concepts(model, processor, self._bank)
+            attach_concepts(model, processor, self.bank)
         return model
+
+    @cached_property
+    def bank(self) -> ConceptBank:
+        """The concepts of the training captions; the rows of all splits get what they name of them."""
+        bank = build_concepts(self.splits["train"], 300, language="en", disable_tqdm=True)
+        for name, split in self.splits.items():
+            self.splits[name] = bank.label(split, disable_tqdm=True)
+        return bank
 
     def run(self, row: Row, seed: int) -> tuple[dict[str, Any], CatalogueEmbeddings]:
         """Trains and measures one row with one seed."""
@@ -124,6 +130,7 @@ class Bench:
         if not row.keep:
             shutil.rmtree(run)
         numbers = {"trainable": result.trainable[-1][1], "seconds": result.seconds, "gates": gates}
+        numbers |= {name: value for name, value in result.after.items() if name.startswith("concepts")}
         return numbers, result.after_embeddings
 
 
@@ -163,9 +170,9 @@ def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> li
         line |= {"rsum": round(rsum.value, 1), "rsum_low": round(rsum.low, 1), "rsum_high": round(rsum.high, 1)}
         totals = [bootstrap_recalls([ranks], *products, num_samples=1)["rsum"].value for _, ranks in runs.values()]
         line["rsum_by_seed"] = " ".join(f"{total:.1f}" for total in totals)
-        both = [seed for seed in runs if seed in measured.get(CONTROL, {})]
-        if both and row.name != CONTROL:
-            pair = [[source[seed][1] for seed in both] for source in (runs, measured[CONTROL])]
+        both = [seed for seed in runs if seed in measured.get(row.against, {})]
+        if both and row.name != row.against:
+            pair = [[source[seed][1] for seed in both] for source in (runs, measured[row.against])]
             gain = bootstrap_recalls(pair[0], *products, baseline=pair[1])["rsum"]
             line |= {"gain": round(gain.value, 1), "gain_low": round(gain.low, 1), "gain_high": round(gain.high, 1)}
         numbers = [each for each, _ in runs.values()]
@@ -175,6 +182,9 @@ def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> li
             "peak_gb": round(max(n["peak_gb"] for n in numbers), 1),
             "gates": " ".join(f"{gate:.2f}" for gate in numbers[0]["gates"]),
         }
+        line |= {
+            name: round(statistics.mean(n[name] for n in numbers), 1) for name in numbers[0] if "concepts" in name
+        }
         table.append(line)
     return table
 
@@ -182,7 +192,7 @@ def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> li
 def markdown(table: list[dict[str, Any]]) -> str:
     """The table for a document."""
     lines = [
-        "| row | seeds | i→t R@1 / 5 / 10 | t→i R@1 / 5 / 10 | RSUM | to the control | trained | s | GB |",
+        "| row | seeds | i→t R@1 / 5 / 10 | t→i R@1 / 5 / 10 | RSUM | difference | trained | s | GB |",
         "|---|---:|---|---|---|---|---:|---:|---:|",
     ]
     group = None
@@ -235,7 +245,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = [row for row in ROWS if any(fnmatch.fnmatch(n, p) for p in args.rows for n in (row.group, row.name))]
     if args.list:
-        print("\n".join(f"{row.group:<16}{row.name}" for row in chosen))
+        print("\n".join(f"{row.group:<30} {row.name}" for row in chosen))
         return
     logging.basicConfig(level=logging.WARNING)
     bench = Bench(args)

@@ -32,7 +32,7 @@ class Row:
         training (`dict`):
             Settings of [`FusionMatchTrainingArguments`] beside the recipe's.
         concepts (`bool`):
-            Whether the model gets the concepts of the training texts.
+            Whether the model gets the concepts of the training texts, and the rows what they name of them.
         on (`str`):
             Name of the row whose trained model this one goes on from: with a ranking stage, or with LoRA.
         ranking (`bool`):
@@ -45,6 +45,8 @@ class Row:
             Name of the peer in `peers.py`.
         one_seed (`bool`):
             Whether the row is run with the first seed only: part of a search, or long.
+        against (`str`):
+            Name of the row that the difference is taken to.
     """
 
     group: str
@@ -58,6 +60,7 @@ class Row:
     step_schedule: bool = False
     peer: str = ""
     one_seed: bool = False
+    against: str = "control: plain path alone"
 
 
 class StepSchedule(TrainerCallback):
@@ -75,20 +78,22 @@ class StepSchedule(TrainerCallback):
 NO_BRANCH = {"vision_feature_levels": [], "text_feature_levels": []}
 LAST_LEVEL = {"vision_feature_levels": [-1], "text_feature_levels": [-1]}
 TWO_LEVELS = {"vision_feature_levels": [-6, -1], "text_feature_levels": [-1]}
-# Plain path and branch each learn to match alone; the gate, open by half, stays as it is.
-OPEN_GATE = {"gate_init_value": 0.549}
-OWN_LOSSES = {"loss_components": ["base", "instance"]}
 SIGMOID = {"logit_scale_init_value": 2.3026, "logit_bias_init_value": -10.0}
 CVSE_WEIGHTS = {
     "loss_weighting": "fixed",
     "loss_weights": {"fused": 3.0, "instance": 5.0, "consensus": 1.0, "concept": 2.0},
 }
-# The rest of `LossWeighting`'s schemes; `unit` is the row "+ consensus".
-SCHEMES = ("random", "proportional", "inverse", "relative", "relative_first", "uncertainty", "dwa", "cov")
+SCHEMES = ("unit", "random", "proportional", "inverse", "relative", "relative_first", "uncertainty", "dwa", "cov")
 RANKING = {"loss_components": ["matching"], "texts_per_image": 1, "num_train_epochs": 10}
 # Far fewer steps: each goes through both towers.
 LORA = {"num_train_epochs": 2, "per_device_train_batch_size": 64, "texts_per_image": 1, "learning_rate": 2e-4}
 PEERS = ("VSE++", "VSE-infinity", "CVSE", "sentence-transformers", "VisionTextDualEncoder")
+
+# Of these there are many: they take one caption a picture and step, and are compared with each other.
+ONE_CAPTION = {"texts_per_image": 1}
+CONSTANT = {"lr_scheduler_type": "constant_with_warmup"}
+COSINE = "cosine, InfoNCE"
+WEIGHTING, SCHEDULE, LOSS = (f"{what}, one caption a step" for what in ("weighting", "schedule", "loss"))
 
 CONCEPTS = {"loss_components": ["fused", "instance", "consensus", "concept"]}
 BASE = "+ attention, last level"
@@ -96,29 +101,31 @@ BASE = "+ attention, last level"
 ROWS = [
     Row("architecture", "control: plain path alone", NO_BRANCH),
     Row("architecture", BASE, LAST_LEVEL, keep=True),
-    Row("architecture", f"{BASE}, instance loss", LAST_LEVEL, {"loss_components": ["fused", "instance"]}),
-    Row("architecture", f"{BASE}, a loss for each path", LAST_LEVEL | OPEN_GATE, OWN_LOSSES, keep=True),
     Row("architecture", "+ two levels, weighted sum", TWO_LEVELS | {"fusion_mode": "weighted_sum"}),
     Row("architecture", "+ two levels, gated", TWO_LEVELS | {"fusion_mode": "gated"}),
     Row("architecture", "+ two levels, concat", TWO_LEVELS | {"fusion_mode": "concat"}),
-    Row("architecture", "+ consensus", LAST_LEVEL, CONCEPTS, concepts=True),
+    Row("architecture", "+ consensus, its losses", LAST_LEVEL, CONCEPTS, concepts=True),
     Row("ranking stage", "+ ranking stage", training=RANKING, on=BASE, ranking=True),
     *(Row("peers", f"{peer}", peer=peer) for peer in PEERS),
-    Row("weighting", "fused alone", LAST_LEVEL, concepts=True),
-    Row("weighting", "fixed 3, 5, 1, 2 (CVSE)", LAST_LEVEL, CONCEPTS | CVSE_WEIGHTS, concepts=True),
     *(
-        Row("weighting", scheme, LAST_LEVEL, CONCEPTS | {"loss_weighting": scheme}, concepts=True)
-        for scheme in SCHEMES
+        Row(WEIGHTING, name, LAST_LEVEL, ONE_CAPTION | settings, concepts=True, against="unit")
+        for name, settings in (
+            ("fused alone", {}),
+            ("fixed 3, 5, 1, 2 (CVSE)", CONCEPTS | CVSE_WEIGHTS),
+            *((scheme, CONCEPTS | {"loss_weighting": scheme}) for scheme in SCHEMES),
+        )
     ),
-    Row("schedule", "constant rate after warm-up", LAST_LEVEL, {"lr_scheduler_type": "constant_with_warmup"}),
-    Row(
-        *("schedule", "a tenth of the rate after half of the steps", LAST_LEVEL),
-        {"lr_scheduler_type": "constant_with_warmup"},
-        step_schedule=True,
+    *(
+        Row(group, name, config, ONE_CAPTION | settings, step_schedule=step, against=COSINE)
+        for group, name, config, settings, step in (
+            (SCHEDULE, COSINE, LAST_LEVEL, {}, False),
+            (SCHEDULE, "constant after warm-up", LAST_LEVEL, CONSTANT, False),
+            (SCHEDULE, "a tenth after half of the steps", LAST_LEVEL, CONSTANT, True),
+            (LOSS, "sigmoid", LAST_LEVEL | SIGMOID, {"contrastive_loss": "sigmoid"}, False),
+            (LOSS, "triplet", LAST_LEVEL, {"contrastive_loss": "triplet", "triplet_warmup_steps": 23}, False),
+        )
     ),
-    Row("loss", "sigmoid", LAST_LEVEL | SIGMOID, {"contrastive_loss": "sigmoid"}),
-    Row("loss", "triplet", LAST_LEVEL, {"contrastive_loss": "triplet", "triplet_warmup_steps": 23}),
-    Row("recipe", "control, one caption a picture", NO_BRANCH, {"texts_per_image": 1}),
+    Row("recipe", "control, one caption a step", NO_BRANCH, ONE_CAPTION),
     Row("recipe", "control, one view a picture", NO_BRANCH, {"image_views": 1}),
     Row("recipe", "control, scale from 14.3", NO_BRANCH | {"logit_scale_init_value": 2.6592}),
     *(
@@ -129,7 +136,7 @@ ROWS = [
     *(
         Row("learning rate", f"{peer}, {rate:g}", training={"learning_rate": rate}, peer=peer, one_seed=True)
         for peer in PEERS
-        for rate in (5e-4, 2e-3)
+        for rate in (2e-4, 5e-4, 2e-3)
     ),
     Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True),
 ]

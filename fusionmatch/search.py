@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .evaluation.reranking import match_logits, ranking_model
+from .evaluation.reranking import TokenCollector, match_logits, ranking_model
 from .evaluation.retrieval import embed_images, embed_texts
 from .loading import fingerprint
 
@@ -110,10 +110,10 @@ class CatalogueIndex:
         cls, model: nn.Module, processor: Any, dataset: datasets.Dataset, batch_size: int = 64, **kwargs: Any
     ) -> "CatalogueIndex":
         """Embeds the pictures of a catalogue; `kwargs` go to [`~fusionmatch.evaluation.retrieval.embed_images`]."""
-        tokens = None if ranking_model(model) is None else []
-        embeds = embed_images(model, processor, dataset["image"], batch_size, tokens=tokens, **kwargs)
+        collect = None if ranking_model(model) is None else TokenCollector()
+        embeds = embed_images(model, processor, dataset["image"], batch_size, collect=collect, **kwargs)
         rows = dataset.select_columns(["product", "image_id", "texts"])
-        return cls(model, processor, embeds, rows, None if tokens is None else torch.stack(tokens))
+        return cls(model, processor, embeds, rows, None if collect is None else torch.stack(collect.tokens))
 
     def search(self, query: Any, top_k: int = 10, ranking_top_k: int = 20) -> list[Hit]:
         """
@@ -135,20 +135,20 @@ class CatalogueIndex:
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        query_tokens: list[torch.Tensor] = []
+        collect = None if self.tokens is None or ranking_top_k < 1 else TokenCollector()
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("The query is an empty text. Describe what to look for.")
-            query_embeds = embed_texts(self.model, self.processor, [query], disable_tqdm=True, tokens=query_tokens)
+            query_embeds = embed_texts(self.model, self.processor, [query], disable_tqdm=True, collect=collect)
         else:
             query_embeds = embed_images(self.model, self.processor, [query], disable_tqdm=True)
         cosines = self.embeds @ query_embeds[0]
         scores, match = cosines, {}
-        if self.tokens is not None and query_tokens and ranking_top_k > 0:
+        if collect is not None and collect.tokens:
             first = cosines.topk(min(ranking_top_k, len(cosines))).indices
             logits = match_logits(
                 ranking_model(self.model),
-                (query_embeds.expand(len(first), -1), query_tokens * len(first)),
+                (query_embeds.expand(len(first), -1), collect.tokens * len(first)),
                 (self.embeds[first], self.tokens[first]),
             )
             match = dict(zip(first.tolist(), logits.sigmoid().tolist(), strict=True))

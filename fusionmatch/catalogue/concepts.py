@@ -92,6 +92,29 @@ class ConceptBank:
         root = 1 / np.sqrt(adjacency.sum(axis=1))
         return root[:, None] * adjacency * root[None, :]
 
+    def label(self, dataset: datasets.Dataset, disable_tqdm: bool = False) -> datasets.Dataset:
+        """
+        The dataset with a column `concepts`: the words of the bank that a row's texts use or its attribute columns
+        hold. The loss component `concept` learns from them.
+
+        Args:
+            dataset (`datasets.Dataset`):
+                Rows with `texts`, and with the attribute columns whose values the bank holds.
+            disable_tqdm (`bool`, *optional*, defaults to `False`):
+                Whether to leave out the progress bar.
+
+        Raises:
+            `ImportError`: the tagger of the language is not installed.
+            `ValueError`: an attribute column is missing.
+        """
+        known = set(self.words)
+        finder = _Finder(dataset, sorted(set(self.kinds) - set(SHARES)), self.language)
+        rows = tqdm(dataset.select_columns(finder.columns), desc="Labelling rows", disable=disable_tqdm)
+        labels = [sorted(known & {word for word, _ in finder(row)}) for row in rows]
+        if "concepts" in dataset.column_names:
+            dataset = dataset.remove_columns("concepts")
+        return dataset.add_column("concepts", labels, feature=datasets.List(datasets.Value("string")))
+
     def save(self, path: str | Path) -> Path:
         """Writes the bank as JSON and returns the path."""
         path = Path(path)
@@ -184,31 +207,22 @@ def build_concepts(
         `ImportError`: the tagger of the language is not installed; the message has the `pip install` line.
         `ValueError`: a column does not exist, an unknown language, or nothing is found.
     """
-    missing = [name for name in attribute_columns if name not in dataset.column_names]
-    if missing:
-        raise ValueError(f"There is no attribute column {missing}; the columns are {dataset.column_names}.")
     if num_concepts < 1:
         raise ValueError(f"`num_concepts` must be at least 1, got {num_concepts}.")
-    tag = None if language is None else _tagger(language)
+    finder = _Finder(dataset, attribute_columns, language)
     kinds: dict[str, Counter] = defaultdict(Counter)
     seen: dict[tuple[str, int], set[str]] = {}
     texts_seen: dict[tuple[str, int], set[str]] = defaultdict(set)
-    columns = ["texts", "product", "source_row", *attribute_columns]
-    for row in tqdm(dataset.select_columns(columns), desc="Finding concepts", disable=disable_tqdm):
+    rows = dataset.select_columns([*finder.columns, "product", "source_row"])
+    for row in tqdm(rows, desc="Finding concepts", disable=disable_tqdm):
         key = (row["product"], row["source_row"])
+        # Further pictures of a row repeat its texts.
+        new = dict.fromkeys(text for text in row["texts"] if text not in texts_seen[key])
+        texts_seen[key].update(new)
         found = seen.setdefault(key, set())
-        for column in attribute_columns:
-            for value in _values(row[column]):
-                kinds[value][column] += 1
-                found.add(value)
-        for text in row["texts"] if tag is not None else ():
-            # Further pictures of a row repeat its texts.
-            if text not in texts_seen[key]:
-                texts_seen[key].add(text)
-                for word, kind in tag(html.unescape(text)):
-                    if any(letter.isalpha() for letter in word):
-                        kinds[word][kind] += 1
-                        found.add(word)
+        for word, kind in finder(row | {"texts": new}):
+            kinds[word][kind] += 1
+            found.add(word)
     documents = list(seen.values())
     counts = Counter(word for found in documents for word in found)
     # A value of an attribute column is that, however often texts use the word.
@@ -235,6 +249,32 @@ def build_concepts(
         documents=len(documents),
         language=language,
     )
+
+
+class _Finder:
+    """Gives the words and attribute values of a row with what they are: part of speech, or the column."""
+
+    def __init__(self, dataset: datasets.Dataset, attribute_columns: Sequence[str], language: str | None) -> None:
+        missing = [name for name in attribute_columns if name not in dataset.column_names]
+        if missing:
+            raise ValueError(f"There is no attribute column {missing}; the columns are {dataset.column_names}.")
+        self.attribute_columns = tuple(attribute_columns)
+        self.columns = ["texts", *attribute_columns]
+        self._tag = None if language is None else _tagger(language)
+        self._tagged: dict[str, list[tuple[str, str]]] = {}
+
+    def _words(self, text: str) -> list[tuple[str, str]]:
+        # The rows of a product, and the pictures of a row, repeat their texts.
+        if text not in self._tagged:
+            tagged = () if self._tag is None else self._tag(html.unescape(text))
+            self._tagged[text] = [(word, kind) for word, kind in tagged if any(letter.isalpha() for letter in word)]
+        return self._tagged[text]
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        for column in self.attribute_columns:
+            yield from ((value, column) for value in _values(row[column]))
+        for text in row["texts"]:
+            yield from self._words(text)
 
 
 def _values(cell: Any) -> list[str]:

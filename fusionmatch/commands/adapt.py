@@ -21,7 +21,7 @@ from torch import nn
 from ..modeling_fusionmatch import FusionMatchModel
 from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
 from ..training.adapters import FULL_TOWER_LEARNING_RATE
-from .arguments import CommandParser, DataArguments, LoraArguments, ModelArguments
+from .arguments import CommandParser, FitDataArguments, LoraArguments, ModelArguments
 from .fitting import fit_and_report
 
 
@@ -36,7 +36,7 @@ class AdaptTrainingArguments(FusionMatchTrainingArguments):
 
 def run(argv: list[str]) -> None:
     """Adapts a base to a catalogue."""
-    parser = CommandParser((ModelArguments, DataArguments, LoraArguments, AdaptTrainingArguments), "adapt")
+    parser = CommandParser((ModelArguments, FitDataArguments, LoraArguments, AdaptTrainingArguments), "adapt")
     model_args, data_args, lora_args, args = parser.parse(argv)
     frozen = {"vision": lora_args.freeze_vision_model, "text": lora_args.freeze_text_model}
 

@@ -23,7 +23,7 @@ import datasets
 import yaml
 from transformers import HfArgumentParser
 
-from ..catalogue import Intake, read_catalogue
+from ..catalogue import ConceptBank, Intake, read_catalogue
 from ..configuration_fusionmatch import FusionMatchConfig
 from ..training.adapters import PRESETS
 
@@ -131,6 +131,24 @@ class DataArguments:
     def name(self) -> str:
         """The catalogue's name for titles."""
         return self.catalogue or ", ".join(path for paths in self.files.values() for path in paths)
+
+
+@dataclass
+class FitDataArguments(DataArguments):
+    """Which catalogue a model is fitted to, and what is known of it."""
+
+    concepts_file: str | None = field(
+        default=None,
+        metadata={"help": "The base's concepts (of fusionmatch concepts): what rows say of them is learnt from."},
+    )
+
+    def split(self, intake: Intake) -> datasets.DatasetDict:
+        """Divides what was read; rows get the concepts that they name, where a file of concepts is given."""
+        splits = super().split(intake)
+        if self.concepts_file is None:
+            return splits
+        bank = ConceptBank.load(self.concepts_file)
+        return datasets.DatasetDict({name: bank.label(split) for name, split in splits.items()})
 
 
 class CommandParser(HfArgumentParser):

@@ -78,5 +78,5 @@ def run(argv: list[str]) -> None:
     processor.save_pretrained(args.output_dir)
     print(
         f"{args.output_dir} is the base with these concepts, not trained yet. Next: fusionmatch train "
-        f"--model_name_or_path {args.output_dir} --loss_components fused instance consensus concept ..."
+        f"--model_name_or_path {args.output_dir} --concepts_file {path} --loss_components fused concept ..."
     )

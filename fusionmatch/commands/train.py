@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..training import FusionMatchTrainingArguments, unwrap_model
-from .arguments import CommandParser, DataArguments, ModelArguments
+from .arguments import CommandParser, FitDataArguments, ModelArguments
 from .fitting import fit_and_report
 
 
@@ -55,7 +55,7 @@ class TrainTrainingArguments(FusionMatchTrainingArguments):
 
 def run(argv: list[str]) -> None:
     """Trains a base."""
-    parser = CommandParser((ModelArguments, DataArguments, PartArguments, TrainTrainingArguments), "train")
+    parser = CommandParser((ModelArguments, FitDataArguments, PartArguments, TrainTrainingArguments), "train")
     model_args, data_args, parts, args = parser.parse(argv)
     if parts.ranking_stage:
         if args.loss_components not in (["fused"], ["matching"]):

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
+from ..outputs_fusionmatch import FusionMatchTowerOutput
 
 
 # Embeddings, unit length, (items, projection_dim); and the tokens of each item, (tokens, hidden_size).
@@ -30,6 +31,17 @@ def ranking_model(model: nn.Module) -> FusionMatchForImageTextRetrieval | None:
     """The model with a ranking stage inside a `PeftModel`, or the model itself; `None` where it has none."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     return model if isinstance(model, FusionMatchForImageTextRetrieval) else None
+
+
+class TokenCollector:
+    """Keeps the tokens of each item for a ranking stage, (tokens, hidden_size) in half precision."""
+
+    def __init__(self) -> None:
+        self.tokens: list[torch.Tensor] = []
+
+    def __call__(self, output: FusionMatchTowerOutput) -> None:
+        masks = [slice(None)] * len(output.fusion_tokens) if output.fusion_mask is None else output.fusion_mask.bool()
+        self.tokens += [row[mask].half().cpu() for row, mask in zip(output.fusion_tokens, masks, strict=True)]
 
 
 @torch.no_grad()

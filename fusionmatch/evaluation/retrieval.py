@@ -24,16 +24,17 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..outputs_fusionmatch import FusionMatchTowerFeatures
+from ..outputs_fusionmatch import FusionMatchTowerFeatures, FusionMatchTowerOutput
 from .inputs import count_truncated, image_inputs, text_inputs, text_limit
 from .ranking import rank_of_first_relevant, retrieval_metrics, summarise_ranks
-from .reranking import ranking_model, rerank, reranked_ranks
+from .reranking import TokenCollector, ranking_model, rerank, reranked_ranks
 
 
 logger = logging.get_logger(__name__)
 
 
 FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
+Collect = Callable[[FusionMatchTowerOutput], None]
 
 
 @dataclass
@@ -117,7 +118,7 @@ def embed_images(
     batch_size: int = 64,
     disable_tqdm: bool = False,
     vision_features: FeatureLookup | None = None,
-    tokens: list[torch.Tensor] | None = None,
+    collect: Collect | None = None,
 ) -> torch.Tensor:
     """
     Embeds pictures.
@@ -135,9 +136,9 @@ def embed_images(
             Whether to leave out the progress bar.
         vision_features (`Callable`, *optional*):
             Cached tower features by index, in place of the pictures.
-        tokens (`list`, *optional*):
-            A list to which each picture's tokens for a ranking stage are added, (tokens, hidden_size) in half
-            precision.
+        collect (`Callable`, *optional*):
+            Takes the [`~fusionmatch.outputs_fusionmatch.FusionMatchTowerOutput`] of each batch, for what is wanted
+            besides.
 
     Returns:
         `torch.FloatTensor` of shape `(images, projection_dim)`: unit vectors on the CPU.
@@ -148,7 +149,7 @@ def embed_images(
             return {"vision_features": vision_features(batch)}
         return {"pixel_values": image_inputs(processor, images[batch.start : batch.stop])}
 
-    return _embed(model, inputs, "image", len(images), batch_size, "Embedding pictures", disable_tqdm, tokens)
+    return _embed(model, inputs, "image", len(images), batch_size, "Embedding pictures", disable_tqdm, collect)
 
 
 @torch.no_grad()
@@ -159,7 +160,7 @@ def embed_texts(
     batch_size: int = 256,
     disable_tqdm: bool = False,
     text_features: FeatureLookup | None = None,
-    tokens: list[torch.Tensor] | None = None,
+    collect: Collect | None = None,
 ) -> torch.Tensor:
     """
     Embeds texts; see [`embed_images`]. Texts beyond [`~fusionmatch.evaluation.inputs.text_limit`]
@@ -182,7 +183,7 @@ def embed_texts(
             return {"text_features": text_features(batch)}
         return text_inputs(processor, texts[batch.start : batch.stop], model.config.text_config)
 
-    return _embed(model, inputs, "text", len(texts), batch_size, "Embedding texts", disable_tqdm, tokens)
+    return _embed(model, inputs, "text", len(texts), batch_size, "Embedding texts", disable_tqdm, collect)
 
 
 def _embed(
@@ -193,7 +194,7 @@ def _embed(
     batch_size: int,
     description: str,
     disable_tqdm: bool,
-    tokens: list[torch.Tensor] | None,
+    collect: Collect | None,
 ) -> torch.Tensor:
     was_training = model.training
     model.eval()
@@ -211,10 +212,8 @@ def _embed(
         }
         outputs = model(**moved)
         embeds.append(outputs[f"{name}_embeds"].float().cpu())
-        if tokens is not None:
-            output = outputs.text_model_output if name == "text" else outputs.vision_model_output
-            masks = [slice(None)] * len(batch) if output.fusion_mask is None else output.fusion_mask.bool()
-            tokens += [row[mask].half().cpu() for row, mask in zip(output.fusion_tokens, masks, strict=True)]
+        if collect is not None:
+            collect(outputs.text_model_output if name == "text" else outputs.vision_model_output)
     model.train(was_training)
     return torch.cat(embeds)
 
@@ -250,7 +249,7 @@ def embed_catalogue(
         raise ValueError(f"`ranking_top_k` must be 0 or more, got {ranking_top_k}.")
     texts, text_products = unique_texts(dataset)
     ranker = ranking_model(model) if ranking_top_k else None
-    image_tokens, text_tokens = ([], []) if ranker is not None else (None, None)
+    image_tokens, text_tokens = (None, None) if ranker is None else (TokenCollector(), TokenCollector())
     found = CatalogueEmbeddings(
         image_embeds=embed_images(
             model, processor, dataset["image"], batch_size, disable_tqdm, vision_features, image_tokens
@@ -263,7 +262,7 @@ def embed_catalogue(
     if ranker is not None:
         was_training = ranker.training
         ranker.eval()
-        sides = (found.text_embeds, text_tokens), (found.image_embeds, image_tokens)
+        sides = (found.text_embeds, text_tokens.tokens), (found.image_embeds, image_tokens.tokens)
         found.candidates = {
             direction: rerank(ranker, *sides, direction, ranking_top_k, disable_tqdm=disable_tqdm)
             for direction in ("i2t", "t2i")

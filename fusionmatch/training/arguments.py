@@ -25,7 +25,7 @@ from .weighting import SCHEMES
 
 
 # What can be minimised; [`MatchingObjective`] says what each compares.
-COMPONENTS = ("fused", "base", "instance", "consensus", "concept", "matching")
+COMPONENTS = ("fused", "instance", "consensus", "concept", "matching")
 
 
 @dataclass
@@ -44,8 +44,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
             Views of each picture that the epochs take turns in: itself, its mirror image, crops. With a frozen vision
             tower the features of all views are cached.
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
-            Components of the loss: `fused`, `base`, `instance`, `consensus`, `concept`, `matching`
-            ([`MatchingObjective`]).
+            Components of the loss: `fused`, `instance`, `consensus`, `concept`, `matching` ([`MatchingObjective`]).
         contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
             `infonce`, `sigmoid`, `triplet`, or `complementary` for catalogues with swapped pairs.
         triplet_margin (`float`, *optional*, defaults to 0.2):
@@ -115,7 +114,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
         default=4, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
     )
     loss_components: list[str] = field(
-        default_factory=lambda: ["fused"], metadata={"help": "Of fused, base, instance, consensus, concept, matching."}
+        default_factory=lambda: ["fused"], metadata={"help": "Of fused, instance, consensus, concept, matching."}
     )
     contrastive_loss: str = field(
         default="infonce", metadata={"help": "infonce, sigmoid, triplet, or complementary for noisy pairs."}

@@ -15,6 +15,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ class PairDataset(Dataset):
 
     Args:
         dataset (`datasets.Dataset`):
-            Rows with `image`, `texts` and `product` (the schema of [`fusionmatch.catalogue`]).
+            Rows with `image`, `texts` and `product` (the schema of [`fusionmatch.catalogue`]), and maybe the
+            `concepts` that are known of them ([`~fusionmatch.catalogue.ConceptBank.label`]).
         texts_per_image (`int`, *optional*, defaults to 1):
             Texts taken from each row in an epoch; rows with fewer give all that they have.
         image_views (`int`, *optional*, defaults to 1):
@@ -88,6 +90,7 @@ class PairDataset(Dataset):
             )
         self.dataset = dataset if decode_images else None
         self.texts = [list(texts) for texts in dataset["texts"]]
+        self.concepts = list(dataset["concepts"]) if "concepts" in dataset.column_names else None
         self.first_text = torch.tensor([0] + [len(texts) for texts in self.texts]).cumsum(0).tolist()
         self.texts_per_image = texts_per_image
         self.image_views = image_views
@@ -113,6 +116,8 @@ class PairDataset(Dataset):
             "text_indices": [self.first_text[index] + i for i in chosen],
             "product": self.products[index],
         }
+        if self.concepts is not None:
+            item["concepts"] = self.concepts[index]
         if self.dataset is not None:
             item["image"] = picture_view(self.dataset[index]["image"], index, view)
         return item
@@ -140,12 +145,18 @@ class FusionMatchCollator:
             Configuration of the text tower; says how texts are padded and how long they may be.
         vision_features, text_features (`Callable`, *optional*):
             Cached features by index ([`TowerFeatureCache`]).
+        concept_words (`Sequence[str]`, *optional*):
+            The model's concepts; labels of other words are left out.
     """
 
     processor: Any
     text_config: PreTrainedConfig
     vision_features: FeatureLookup | None = None
     text_features: FeatureLookup | None = None
+    concept_words: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._concepts = {word: i for i, word in enumerate(self.concept_words)}
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Items of [`PairDataset`] -> keyword arguments of the model and the products of pictures and texts."""
@@ -153,6 +164,12 @@ class FusionMatchCollator:
             "image_products": torch.tensor([item["product"] for item in items]),
             "text_products": torch.tensor([item["product"] for item in items for _ in item["texts"]]),
         }
+        if self._concepts and "concepts" in items[0]:
+            labels = torch.zeros(len(items), len(self._concepts), dtype=torch.bool)
+            for i, item in enumerate(items):
+                labels[i, [self._concepts[word] for word in item["concepts"] if word in self._concepts]] = True
+            batch["image_labels"] = labels
+            batch["text_labels"] = labels.repeat_interleave(torch.tensor([len(item["texts"]) for item in items]), 0)
         if self.vision_features is not None:
             batch["vision_features"] = self.vision_features([item["view_index"] for item in items])
         else:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..heads_fusionmatch import l2_normalize
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
 from ..outputs_fusionmatch import FusionMatchOutput
 from .adapters import model_parts, peft_base, trains, unwrap_model
@@ -28,7 +27,7 @@ from .weighting import LossWeighting
 
 
 # Component -> the field of a tower's output that it compares; `None` is the final embedding.
-_EMBEDS = {"fused": None, "base": "base_embeds", "instance": "instance_embeds", "consensus": "consensus_embeds"}
+_EMBEDS = {"fused": None, "instance": "instance_embeds", "consensus": "consensus_embeds"}
 
 
 class MatchingObjective(nn.Module):
@@ -38,10 +37,9 @@ class MatchingObjective(nn.Module):
     | component | what it compares |
     |---|---|
     | `fused` | the embeddings of texts and pictures, contrastively |
-    | `base` | the plain paths alone, contrastively |
     | `instance` | what the feature levels alone give, contrastively; needs a fusion branch |
     | `consensus` | what the concepts alone give, contrastively; needs concepts |
-    | `concept` | the concept distributions, by their divergence; needs concepts |
+    | `concept` | the concept distributions, by their divergence, with each other and with labels; needs concepts |
     | `matching` | texts and pictures looked at together, in this process; needs a ranking stage |
 
     Args:
@@ -137,6 +135,8 @@ class MatchingObjective(nn.Module):
         text_products: torch.Tensor,
         image_products: torch.Tensor,
         step: int = 0,
+        text_labels: torch.Tensor | None = None,
+        image_labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         The components for the batch of all processes, each a mean over it.
@@ -150,6 +150,8 @@ class MatchingObjective(nn.Module):
                 Products of them; those of one product are all each other's positives.
             step (`int`, *optional*, defaults to 0):
                 Optimizer steps done.
+            text_labels, image_labels (`torch.BoolTensor` of shape `(items, concepts)`, *optional*):
+                True for the concepts that are known of an item.
 
         Returns:
             `dict[str, torch.Tensor]`: a scalar for each component.
@@ -169,12 +171,11 @@ class MatchingObjective(nn.Module):
                     gather_with_grad(images.concept_log_probs),
                     positives,
                     self.symmetric_concepts,
+                    *(None if labels is None else gather_with_grad(labels) for labels in (text_labels, image_labels)),
                 )
                 continue
             field = _EMBEDS[name]
             sides = (outputs.text_embeds, outputs.image_embeds) if field is None else (texts[field], images[field])
-            if name == "base":  # the only one that is not of unit length
-                sides = tuple(l2_normalize(side) for side in sides)
             text_embeds, image_embeds = (gather_with_grad(side) for side in sides)
             losses[name] = self.contrastive(
                 text_embeds @ image_embeds.t(), similarity(text_embeds, image_embeds), positives, step

@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..evaluation.concepts import evaluate_concepts
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
@@ -226,4 +227,14 @@ def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[di
         ranking_top_k=trainer.args.ranking_top_k,
         **trainer.cached_features(dataset),
     )
-    return embeddings.metrics(), embeddings
+    metrics = embeddings.metrics()
+    if "concepts" in dataset.column_names and trainer.model.config.num_concepts:
+        metrics |= evaluate_concepts(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            dataset,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            disable_tqdm=True,
+            **trainer.cached_features(dataset),
+        )
+    return metrics, embeddings

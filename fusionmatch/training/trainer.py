@@ -161,13 +161,20 @@ class FusionMatchTrainer(Trainer):
         if args.max_text_length is not None:
             # Saved with the processor: whoever loads the result reads texts to the same length.
             processing_class.tokenizer.model_max_length = args.max_text_length
-        collator = FusionMatchCollator(processing_class, core.config.text_config)
+        words = core.config.concept_words or ()
+        collator = FusionMatchCollator(processing_class, core.config.text_config, concept_words=words)
         pairs = None
         if train_dataset is not None:
             pairs = PairDataset(
                 train_dataset, args.texts_per_image, args.image_views, decode_images=not self._cached_vision
             )
             self._check_batch_size(args, len(pairs))
+            if "concept" in args.loss_components and pairs.concepts is None:
+                logger.warning(
+                    "No concepts are known of the training rows: the component `concept` makes pictures and texts "
+                    "agree on concepts, but not on those that a person would name. `--concepts_file concepts.json`, "
+                    "or `ConceptBank.label`, ties them to their words."
+                )
             texts = [text for row in pairs.texts for text in row]
             self._report_truncated(texts)
             features = self.cached_features(train_dataset, texts, args.image_views)
@@ -253,6 +260,7 @@ class FusionMatchTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = dict(inputs)
         image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
+        labels = {name: inputs.pop(name, None) for name in ("text_labels", "image_labels")}
         if model.training:
             inputs["mini_batch_size"] = self.args.mini_batch_size
         outputs = model(**inputs)
@@ -261,7 +269,8 @@ class FusionMatchTrainer(Trainer):
             own = text_products[:, None] == image_products[None, :]
             peft_base(unwrapped).start_from_similarity(outputs.logits_per_text, own, mean_value)
         self._fresh_ranker = self._fresh_ranker and not model.training
-        losses = self.objective.losses(unwrapped, outputs, text_products, image_products, self.state.global_step)
+        products = text_products, image_products
+        losses = self.objective.losses(unwrapped, outputs, *products, self.state.global_step, **labels)
         self.objective.weighting.train(model.training)
         try:
             loss, weights = self.objective.weighting(losses)

@@ -89,6 +89,21 @@ def test_a_colour_is_a_colour_however_often_texts_use_it():
     assert bank.kinds[bank.words.index("black")] == "color"
 
 
+def test_rows_are_labelled_with_what_they_name(tmp_path):
+    data = rows(DOGS, color=["Black|Red", None, "black", "Lilac"])
+    bank = build_concepts(data, attribute_columns=["color"], min_count=2, disable_tqdm=True)
+    struck = json.loads(bank.save(tmp_path / "concepts.json").read_text())
+    struck["concepts"] = [row for row in struck["concepts"] if row["word"] != "hold"]
+    (tmp_path / "concepts.json").write_text(json.dumps(struck))
+    bank = ConceptBank.load(tmp_path / "concepts.json")
+    # The same texts again, as of another catalogue; further words are none of the bank's.
+    other = rows([[*DOGS[0], "An elephant holds the leash"], DOGS[3], ["nothing"]], color=["Red", None, "mauve"])
+    labelled = bank.label(bank.label(other, disable_tqdm=True), disable_tqdm=True)
+    assert labelled["concepts"][:] == [["black", "dog", "red", "water"], ["boy", "water"], []]
+    with pytest.raises(ValueError, match="no attribute column"):
+        bank.label(rows(DOGS), disable_tqdm=True)
+
+
 def test_further_pictures_of_a_row_are_no_further_documents():
     data = datasets.Dataset.from_dict(
         {"texts": [["red dog"], ["red dog"], ["red mug"]], "product": ["a", "a", "b"], "source_row": [1, 1, 2]}

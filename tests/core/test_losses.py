@@ -175,6 +175,34 @@ class TestConcepts:
         back = (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5) + 0) / 2
         assert concept_divergence(texts, images, symmetric=True).item() == approx((expected + back) / 2, abs=1e-6)
 
+    def test_labels_by_hand(self):
+        texts, images = table(3, 4).log_softmax(dim=1), table(3, 4, seed=1).log_softmax(dim=1)
+        known = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+
+        def named(p):
+            # Uniform over two of four; one alone; nothing known of the third.
+            first = sum(0.5 * math.log(0.5 / p[0, i].exp().item()) for i in (0, 1))
+            return (first + math.log(1 / p[1, 3].exp().item())) / 2
+
+        agreed = concept_divergence(texts, images).item()
+        found = concept_divergence(texts, images, text_labels=known, image_labels=known, label_share=0.2).item()
+        assert found == approx(0.8 * agreed + 0.2 * (named(texts) + named(images)) / 2)
+
+    def test_labels_are_a_bound_of_mixing_them_into_the_texts(self):
+        texts, images = table(5, 6).log_softmax(dim=1), table(5, 6, seed=1).log_softmax(dim=1)
+        known = torch.eye(5, 6).bool()
+        mixed = (0.35 * known + 0.65 * texts.exp()).log()
+        # With texts that are certain of their labels the texts' own part of the bound is 0.
+        bound = concept_divergence(texts, images, text_labels=known, image_labels=known)
+        own = -0.35 / 2 * (texts[known].mean() - images[known].mean())
+        assert concept_divergence(mixed, images) <= bound - own
+
+    def test_no_label_at_all_leaves_the_agreement(self):
+        texts, images = table(2, 4).log_softmax(dim=1), table(2, 4, seed=1).log_softmax(dim=1)
+        none = torch.zeros(2, 4).bool()
+        found = concept_divergence(texts, images, text_labels=none, image_labels=none, label_share=0.5)
+        assert found.item() == approx(concept_divergence(texts, images).item() / 2)
+
     def test_equal_is_zero_and_else_above(self):
         log_probs = table(4, 9).log_softmax(dim=1)
         assert concept_divergence(log_probs, log_probs).item() == approx(0, abs=1e-12)
