@@ -26,8 +26,10 @@ import torch
 from torch import nn
 
 
-def _prepare(table: torch.Tensor, positives: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The table in float32 at least, and the positives: by default the diagonal."""
+def _prepare(
+    table: torch.Tensor, positives: torch.Tensor | None, ignored: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The table in float32 at least, the positives (by default the diagonal), and the negatives."""
     if table.ndim != 2:
         raise ValueError(f"A loss takes a table of shape (texts, images), got shape {tuple(table.shape)}.")
     if positives is None:
@@ -37,7 +39,19 @@ def _prepare(table: torch.Tensor, positives: torch.Tensor | None) -> tuple[torch
             f"`positives` has the shape {tuple(positives.shape)}, the table of texts by images {tuple(table.shape)}; "
             "they must be the same."
         )
-    return (table if table.dtype == torch.float64 else table.float()), positives.bool()
+    if ignored is not None and ignored.shape != table.shape:
+        raise ValueError(
+            f"`ignored` has the shape {tuple(ignored.shape)}, the table of texts by images {tuple(table.shape)}; "
+            "they must be the same."
+        )
+    positives = positives.bool()
+    negatives = ~positives if ignored is None else ~(positives | ignored.bool())
+    return (table if table.dtype == torch.float64 else table.float()), positives, negatives
+
+
+def _without_ignored(logits: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Logits of pairs that are neither take no part in a softmax, and get a gradient of exactly 0."""
+    return logits.masked_fill(~(positives | negatives), torch.finfo(logits.dtype).min)
 
 
 def _mean_where(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -45,7 +59,9 @@ def _mean_where(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
 
 
-def infonce_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
+def infonce_loss(
+    logits_per_text: torch.Tensor, positives: torch.Tensor | None = None, ignored: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""
     Symmetric InfoNCE with any number of positives: the mean over texts and over images of
 
@@ -60,6 +76,9 @@ def infonce_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None =
         positives (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
             True where text and image belong together. Defaults to the diagonal. Rows (or columns) without a positive
             do not count.
+        ignored (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True for pairs that are no negatives either, since nobody could tell them from positives: the same picture
+            or text of another product. Positives among them stay positives.
 
     Returns:
         `torch.Tensor`: the loss, a scalar, 0 or above.
@@ -67,7 +86,8 @@ def infonce_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None =
     Raises:
         `ValueError`: the shapes do not fit.
     """
-    logits, positives = _prepare(logits_per_text, positives)
+    logits, positives, negatives = _prepare(logits_per_text, positives, ignored)
+    logits = _without_ignored(logits, positives, negatives)
 
     def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
         count = positives.sum(dim=1)
@@ -77,7 +97,9 @@ def infonce_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None =
     return (one_way(logits, positives) + one_way(logits.t(), positives.t())) / 2
 
 
-def sigmoid_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None = None) -> torch.Tensor:
+def sigmoid_loss(
+    logits_per_text: torch.Tensor, positives: torch.Tensor | None = None, ignored: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""
     SigLIP's loss (arXiv 2303.15343, algorithm 1): every pair of the table is a decision of its own,
 
@@ -88,12 +110,17 @@ def sigmoid_loss(logits_per_text: torch.Tensor, positives: torch.Tensor | None =
 
     Args, Returns, Raises: as [`infonce_loss`].
     """
-    logits, positives = _prepare(logits_per_text, positives)
-    return -nn.functional.logsigmoid(torch.where(positives, logits, -logits)).sum() / max(logits.shape)
+    logits, positives, negatives = _prepare(logits_per_text, positives, ignored)
+    likelihood = nn.functional.logsigmoid(torch.where(positives, logits, -logits))
+    return -torch.where(positives | negatives, likelihood, 0).sum() / max(logits.shape)
 
 
 def triplet_loss(
-    similarities: torch.Tensor, positives: torch.Tensor | None = None, margin: float = 0.2, hardest: bool = True
+    similarities: torch.Tensor,
+    positives: torch.Tensor | None = None,
+    margin: float = 0.2,
+    hardest: bool = True,
+    ignored: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
     Max of hinges (VSE++, arXiv 1707.05612, equation 6): the mean over positive pairs of
@@ -110,6 +137,8 @@ def triplet_loss(
         hardest (`bool`, *optional*, defaults to `True`):
             Whether the hardest negative counts alone; otherwise the mean of the hinges over all negatives, from which
             training with the hardest one is better begun.
+        ignored (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True for pairs that are no negatives either, see [`infonce_loss`].
 
     Returns:
         `torch.Tensor`: the loss, a scalar, from 0 to 2 * (margin + 2).
@@ -117,12 +146,11 @@ def triplet_loss(
     Raises:
         `ValueError`: the shapes do not fit.
     """
-    similarities, positives = _prepare(similarities, positives)
+    similarities, positives, negatives = _prepare(similarities, positives, ignored)
 
-    def one_way(similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-        negatives = ~positives
+    def one_way(similarities: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
         if hardest:
-            rival = similarities.masked_fill(positives, -torch.inf).amax(dim=1, keepdim=True)
+            rival = similarities.masked_fill(~negatives, -torch.inf).amax(dim=1, keepdim=True)
             # Without a negative in its row a pair has no rival: the hinge of minus infinity is 0.
             hinges = (margin - similarities + rival).clamp(min=0)
             return _mean_where(hinges, positives)
@@ -130,11 +158,11 @@ def triplet_loss(
         mean = torch.where(negatives[:, None, :], hinges, 0).sum(dim=2) / negatives.sum(dim=1, keepdim=True).clamp(1)
         return _mean_where(mean, positives)
 
-    return one_way(similarities, positives) + one_way(similarities.t(), positives.t())
+    return one_way(similarities, positives, negatives) + one_way(similarities.t(), positives.t(), negatives.t())
 
 
 def complementary_contrastive_loss(
-    logits_per_text: torch.Tensor, positives: torch.Tensor | None = None
+    logits_per_text: torch.Tensor, positives: torch.Tensor | None = None, ignored: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""
     Complementary contrastive loss (RCL, TPAMI 2023, "Cross-Modal Retrieval With Partially Mismatched Pairs"): learns
@@ -147,15 +175,16 @@ def complementary_contrastive_loss(
 
     Args, Returns, Raises: as [`infonce_loss`].
     """
-    logits, positives = _prepare(logits_per_text, positives)
+    logits, positives, negatives = _prepare(logits_per_text, positives, ignored)
+    logits = _without_ignored(logits, positives, negatives)
 
-    def one_way(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    def one_way(logits: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
         # A probability of exactly 1 for a negative would be an infinite loss.
         chance = logits.softmax(dim=1).clamp(max=1 - 1e-6)
-        losses = torch.where(positives, 0, -torch.log1p(-chance)).sum(dim=1)
+        losses = torch.where(negatives, -torch.log1p(-chance), 0).sum(dim=1)
         return _mean_where(losses, positives.any(dim=1))
 
-    return (one_way(logits, positives) + one_way(logits.t(), positives.t())) / 2
+    return (one_way(logits, positives, negatives) + one_way(logits.t(), positives.t(), negatives.t())) / 2
 
 
 def concept_divergence(
@@ -200,12 +229,12 @@ def concept_divergence(
     def one_way(first: torch.Tensor, second: torch.Tensor, positives: torch.Tensor | None) -> torch.Tensor:
         share = first.exp()
         table = (share * first).sum(dim=1, keepdim=True) - share @ second.t()
-        table, positives = _prepare(table, positives)
+        table, positives, _ = _prepare(table, positives)
         count = positives.sum(dim=1)
         return _mean_where(torch.where(positives, table, 0).sum(dim=1) / count.clamp(min=1), count > 0)
 
     def to_labels(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        log_probs, labels = _prepare(log_probs, labels)
+        log_probs, labels, _ = _prepare(log_probs, labels)
         count = labels.sum(dim=1)
         entropy = count.clamp(min=1).log()
         return _mean_where(-torch.where(labels, log_probs, 0).sum(dim=1) / count.clamp(min=1) - entropy, count > 0)
@@ -225,6 +254,7 @@ def matching_loss(
     match: Callable[[torch.LongTensor, torch.LongTensor], torch.Tensor],
     positives: torch.Tensor | None = None,
     sample: bool = True,
+    ignored: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
     Image-text matching loss with hard negatives mined in the batch (ALBEF, arXiv 2107.07651, section 3.2): binary
@@ -242,6 +272,8 @@ def matching_loss(
             True where text and image belong together. Defaults to the diagonal.
         sample (`bool`, *optional*, defaults to `True`):
             Whether to draw; otherwise the likeliest is taken, and the loss is the same at every call.
+        ignored (`torch.BoolTensor` of shape `(texts, images)`, *optional*):
+            True for pairs that are never drawn as negatives, see [`infonce_loss`].
 
     Returns:
         `torch.Tensor`: the loss, a scalar, 0 or above.
@@ -249,7 +281,7 @@ def matching_loss(
     Raises:
         `ValueError`: the shapes do not fit.
     """
-    logits, positives = _prepare(logits_per_text.detach(), positives)
+    logits, positives, negatives = _prepare(logits_per_text.detach(), positives, ignored)
 
     def draw(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = weights.sum(dim=1).nonzero().flatten()
@@ -261,8 +293,8 @@ def matching_loss(
     # The floor lets a negative be drawn where all the probability is on the positives. Of broken logits the loss is to
     # tell, not the drawing.
     logits = logits.nan_to_num()
-    negative_of_text = draw((logits.softmax(dim=1) + 1e-6).masked_fill(positives, 0))
-    columns, negative_text = draw((logits.softmax(dim=0) + 1e-6).masked_fill(positives, 0).t())
+    negative_of_text = draw((logits.softmax(dim=1) + 1e-6) * negatives)
+    columns, negative_text = draw(((logits.softmax(dim=0) + 1e-6) * negatives).t())
     pairs = [(texts, images), negative_of_text, (negative_text, columns)]
     found = match(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])).float()
     right, wrong = found[: len(texts)], found[len(texts) :]
@@ -274,8 +306,9 @@ class ContrastiveLoss(nn.Module):
     """
     A contrastive loss of texts and images; the base of the thin modules.
 
-    `forward(similarities, logits, positives, step)` takes cosine similarities and their scaled form, both of shape
-    (texts, images), the positives of the same shape and the number of optimizer steps so far, and returns a scalar.
+    `forward(similarities, logits, positives, step, ignored)` takes cosine similarities and their scaled form, both of
+    shape (texts, images), the positives of the same shape, the number of optimizer steps so far and the pairs that do
+    not count, and returns a scalar.
     """
 
     name = ""
@@ -298,9 +331,14 @@ class InfoNCELoss(ContrastiveLoss):
     )
 
     def forward(
-        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+        self,
+        similarities: torch.Tensor,
+        logits: torch.Tensor,
+        positives: torch.Tensor,
+        step: int = 0,
+        ignored: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return infonce_loss(logits, positives)
+        return infonce_loss(logits, positives, ignored)
 
 
 class SigmoidLoss(ContrastiveLoss):
@@ -310,9 +348,14 @@ class SigmoidLoss(ContrastiveLoss):
     citation = "Zhai et al., Sigmoid Loss for Language Image Pre-Training, arXiv 2303.15343"
 
     def forward(
-        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+        self,
+        similarities: torch.Tensor,
+        logits: torch.Tensor,
+        positives: torch.Tensor,
+        step: int = 0,
+        ignored: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return sigmoid_loss(logits, positives)
+        return sigmoid_loss(logits, positives, ignored)
 
 
 class TripletLoss(ContrastiveLoss):
@@ -346,9 +389,14 @@ class TripletLoss(ContrastiveLoss):
         return {"margin": self.margin, "warmup_steps": self.warmup_steps}
 
     def forward(
-        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+        self,
+        similarities: torch.Tensor,
+        logits: torch.Tensor,
+        positives: torch.Tensor,
+        step: int = 0,
+        ignored: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return triplet_loss(similarities, positives, self.margin, hardest=step >= self.warmup_steps)
+        return triplet_loss(similarities, positives, self.margin, step >= self.warmup_steps, ignored)
 
 
 class ComplementaryContrastiveLoss(ContrastiveLoss):
@@ -358,9 +406,14 @@ class ComplementaryContrastiveLoss(ContrastiveLoss):
     citation = "Hu et al., Cross-Modal Retrieval With Partially Mismatched Pairs, IEEE TPAMI 2023"
 
     def forward(
-        self, similarities: torch.Tensor, logits: torch.Tensor, positives: torch.Tensor, step: int = 0
+        self,
+        similarities: torch.Tensor,
+        logits: torch.Tensor,
+        positives: torch.Tensor,
+        step: int = 0,
+        ignored: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return complementary_contrastive_loss(logits, positives)
+        return complementary_contrastive_loss(logits, positives, ignored)
 
 
 CONTRASTIVE_LOSSES: dict[str, type[ContrastiveLoss]] = {

@@ -292,7 +292,9 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
                     f"{0 if outputs.text_embeds is None else len(outputs.text_embeds)} texts."
                 )
             positives = None if product_ids is None else product_ids[:, None] == product_ids[None, :]
-            loss = infonce_loss(logits, positives) + self.matching_loss(outputs, positives, mini_batch_size, **kwargs)
+            loss = infonce_loss(logits, positives) + self.matching_loss(
+                outputs, positives, mini_batch_size=mini_batch_size, **kwargs
+            )
         return FusionMatchRankingOutput(
             **(dict(outputs) | {"loss": loss, "match_logits": match_logits}),
         )
@@ -332,6 +334,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
         self,
         outputs: FusionMatchOutput,
         positives: torch.Tensor | None = None,
+        ignored: torch.Tensor | None = None,
         mini_batch_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -353,7 +356,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
             parts = zip(*(index.split(mini_batch_size) for index in indices), strict=True)
             return torch.cat([checkpoint(match_part, *part, use_reentrant=False) for part in parts])
 
-        return matching_loss(outputs.logits_per_text, match, positives, sample=self.training)
+        return matching_loss(outputs.logits_per_text, match, positives, sample=self.training, ignored=ignored)
 
 
 __all__ = ["FusionMatchForImageTextRetrieval", "FusionMatchRankingOutput"]

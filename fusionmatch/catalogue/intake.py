@@ -45,12 +45,13 @@ class Intake:
             - `product` (`str`): the product it shows; pictures of one product match each other's texts;
             - `image_id` (`str`): a stable, readable, unique id;
             - `source_row` (`int64`): the data row it comes from, counted from 1;
+            - `picture_group` (`str`): the `image_id` of the first picture that it is a copy of, saved again or not;
+              its own where there is none;
 
             and the source's other scalar columns. A name that would collide gets the suffix `_source`.
         quarantine (`list[QuarantinedRow]`): What could not be used, and why.
         columns (`Columns`): The columns chosen, and which were guessed.
         rows_read (`int`): Data rows the sources hold, the quarantined ones among them.
-        digests (`list[str]`): Digest of each picture's bytes, beside `dataset`.
         own_splits (`list[str]`, *optional*): The split of each row where the user or the owner named them.
         split_names (`list[str]`): The names of those splits, one that lost every row to the quarantine among them.
     """
@@ -59,16 +60,18 @@ class Intake:
     quarantine: list[QuarantinedRow]
     columns: Columns
     rows_read: int
-    digests: list[str] = field(repr=False)
     own_splits: list[str] | None = field(default=None, repr=False)
     split_names: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
         products = len(set(self.dataset["product"]))
+        ids, groups = self.dataset["image_id"], self.dataset["picture_group"]
+        copies = sum(own != group for own, group in zip(ids, groups, strict=True))
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",
+            *([f"{copies:,} pictures are copies of others."] if copies else []),
             f"Columns: {self.columns}.",
             *(f"Quarantined {count:,}: {reason}." for reason, count in count_reasons(self.quarantine)),
         ]
@@ -79,7 +82,7 @@ class Intake:
         Divides the pictures by product, or keeps the splits that were given.
 
         The division follows from a hash of the seed and the product's name: it is the same on every machine, and a
-        product stays where it is when the catalogue grows. Products that share an identical picture fall together.
+        product stays where it is when the catalogue grows. Products that share a picture fall together.
         The shares are of products and met on average; a small catalogue strays from them.
 
         Args:
@@ -94,15 +97,15 @@ class Intake:
             `ValueError`: The sizes are out of range, or a split would hold fewer than two products.
         """
         check_split_sizes(validation_size, test_size)
-        products = list(self.dataset["product"])
+        products, groups = list(self.dataset["product"]), list(self.dataset["picture_group"])
         if self.own_splits is not None:
             splits = self.own_splits
             wanted = [name for name in SPLITS if name in self.split_names]
             wanted += [name for name in self.split_names if name not in SPLITS]
-            warn_of_leaks(splits, products, self.digests)
+            warn_of_leaks(splits, products, groups)
             remedy = "The splits are kept as they were given: add products to this one or leave it out."
         else:
-            splits = split_products(products, self.digests, validation_size, test_size, seed)
+            splits = split_products(products, groups, validation_size, test_size, seed)
             sizes = {"train": 1.0, "validation": validation_size, "test": test_size}
             wanted = [name for name in SPLITS if sizes[name] > 0]
             remedy = "Raise its size, set it to 0 to do without, try another seed, or add products."
@@ -167,7 +170,6 @@ def read_catalogue(
         quarantine=quarantine,
         columns=columns,
         rows_read=sum(len(source.places) for source in sources) + unreadable,
-        digests=[picture.digest for picture in pictures],
         own_splits=[str(picture.split) for picture in pictures] if split_names else None,
         split_names=split_names,
     )

@@ -28,6 +28,8 @@ import xxhash
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, ImageOps
 
+from .duplicates import picture_hash
+
 
 NOT_NAMED = "no picture is named"
 MISSING = "picture file is missing"
@@ -43,12 +45,14 @@ _BATCH = 256
 
 class Checked(NamedTuple):
     """
-    What decoding a picture told: the digest of its bytes, and the reason and detail when it cannot be used.
+    What decoding a picture told: the digest of its bytes, what is the same in a copy that was saved again
+    ([`picture_hash`]), and the reason and detail when it cannot be used.
     """
 
     digest: str
     reason: str | None = None
     detail: str | None = None
+    hash: bytes = b""
 
 
 class Found(NamedTuple):
@@ -94,13 +98,13 @@ def check_bytes(data: Any) -> Checked:
             picture.load()
             # What `datasets` does when the picture is looked at: a damaged EXIF block must show now, not in training.
             if picture.getexif().get(ExifTags.Base.Orientation) is not None:
-                ImageOps.exif_transpose(picture)
+                picture = ImageOps.exif_transpose(picture)
+            return Checked(digest, hash=picture_hash(picture))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return Checked(digest, TOO_LARGE, str(error))
     except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything
         # The address of the buffer would make two runs over the same file differ.
         return Checked(digest, UNREADABLE, re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", str(error)))
-    return Checked(digest)
 
 
 def _check_file(path: Path) -> Checked:

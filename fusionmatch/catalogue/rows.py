@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .columns import Columns, check_column, choose_columns, guess_separator, is_empty, join_texts, split_cell
+from .duplicates import group_pictures
 from .pictures import NOT_NAMED, Checked, check_files, check_stored, find_picture
 from .quarantine import QuarantinedRow
 from .sources import Source
@@ -32,7 +33,7 @@ from .splits import SPLITS, split_name
 
 
 NO_TEXT = "text is empty or a placeholder"
-_OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row")
+_OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group")
 
 
 @dataclass(slots=True)
@@ -45,22 +46,24 @@ class Picture:
         row (`int`): Row of that source's table, from 0.
         position (`int`): Row of the source's embedded pictures, from 0; -1 for a file.
         path (`Path`, *optional*): File of the picture; `None` where it is embedded.
-        digest (`str`): Digest of its bytes.
+        hash (`bytes`): What is the same in a copy of it ([`~fusionmatch.catalogue.duplicates.picture_hash`]).
         product (`str`): Product it shows.
         image_id (`str`): Its unique id.
         split (`str`, *optional*): The user's own split.
         texts (`list[str]`): Its texts.
+        group (`str`): Id of the first picture that it is a copy of, its own where there is none.
     """
 
     source: int
     row: int
     position: int
     path: Path | None
-    digest: str
+    hash: bytes
     product: str
     image_id: str
     split: str | None
     texts: list[str] = field(default_factory=list)
+    group: str = ""
 
 
 class _Candidate(NamedTuple):
@@ -154,13 +157,16 @@ def collect_pictures(
                     row=row,
                     position=candidate.position,
                     path=candidate.path,
-                    digest=candidate.checked.digest,
+                    hash=candidate.checked.hash,
                     product=products[row],
                     image_id=_unique(image_id, ids),
                     split=splits[row],
                 )
             picture.texts.extend(text for text in texts[row] if text not in picture.texts)
-    return list(pictures.values()), faults, list(split_names)
+    found = list(pictures.values())
+    for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
+        picture.group = found[first].image_id
+    return found, faults, list(split_names)
 
 
 def _column(source: Source, name: str | None) -> list[Any]:
@@ -399,6 +405,7 @@ def _describe(
         "product": pa.array([p and p.product for p in pictures], pa.string()),
         "image_id": pa.array([p and p.image_id for p in pictures], pa.string()),
         "source_row": pa.array([p and source.places[p.row][1] for p in pictures], pa.int64()),
+        "picture_group": pa.array([p and p.group for p in pictures], pa.string()),
     }
     rows = pa.array([p and p.row for p in pictures], pa.int64())
     for name, (target, kind) in extras.items():

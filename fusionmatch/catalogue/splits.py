@@ -71,11 +71,11 @@ def product_share(product: str, seed: int = 0) -> float:
 
 def tie_products(products: Sequence[str], pictures: Sequence[str]) -> dict[str, str]:
     """
-    Ties products that share an identical picture (union-find), since a picture must not stand in two splits.
+    Ties products that share a picture (union-find), since a picture must not stand in two splits.
 
     Args:
         products (`Sequence[str]`): Product of each row.
-        pictures (`Sequence[str]`): Digest of each row's picture, same length.
+        pictures (`Sequence[str]`): What names each row's picture, the same for its copies; same length.
 
     Returns:
         `dict[str, str]`: For every product the smallest name among those it is tied to, itself when there is none.
@@ -98,7 +98,7 @@ def tie_products(products: Sequence[str], pictures: Sequence[str]) -> dict[str, 
     name, count = Counter(tied.values()).most_common(1)[0] if tied else ("", 0)
     if count > max(10, len(tied) // 10):
         logger.warning(
-            f"{count:,} of {len(tied):,} products are tied to '{name}' by identical pictures and go into one split. "
+            f"{count:,} of {len(tied):,} products are tied to '{name}' by the same picture and go into one split. "
             "A stand-in picture such as 'no photo available' does this: remove its rows."
         )
     return tied
@@ -115,11 +115,12 @@ def split_products(
     Assigns a split to every row, product by product.
 
     A product's split follows from a hash of its name alone and so stays the same when rows are added, unless a new row
-    ties it to another product by an identical picture.
+    ties it to another product by the same picture.
 
     Args:
         products (`Sequence[str]`): Product of each row.
-        pictures (`Sequence[str]`): Digest of each row's picture, same length. Products sharing one fall together.
+        pictures (`Sequence[str]`): What names each row's picture, the same for its copies; same length.
+            Products sharing one fall together.
         validation_size (`float`, *optional*, defaults to 0.1): Share of the products in [0, 1); 0 for no such split.
         test_size (`float`, *optional*, defaults to 0.2): Share of the products in [0, 1); 0 for no such split.
         seed (`int`, *optional*, defaults to 0): Another seed gives another division.
@@ -162,8 +163,8 @@ def check_split_products(splits: Sequence[str], products: Sequence[str], wanted:
 
 
 def warn_of_leaks(splits: Sequence[str], products: Sequence[str], pictures: Sequence[str]) -> None:
-    """Warns when the user's own splits share products or identical pictures: figures on them would flatter."""
-    for noun, names in (("product", products), ("identical picture", pictures)):
+    """Warns when the user's own splits share products or pictures: figures on them would flatter."""
+    for noun, names in (("product", products), ("picture", pictures)):
         home: dict[str, str] = {}
         shared = {name for name, split in zip(names, splits, strict=True) if home.setdefault(name, split) != split}
         if shared:

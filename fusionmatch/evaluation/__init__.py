@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .concepts import evaluate_concepts
     from .ranking import rank_of_first_relevant, retrieval_metrics
     from .retrieval import evaluate_retrieval
 
 _LAZY = {
+    "evaluate_concepts": "concepts",
     "evaluate_retrieval": "retrieval",
     "rank_of_first_relevant": "ranking",
     "retrieval_metrics": "ranking",
@@ -60,4 +62,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
 
 
-__all__ = ["evaluate_retrieval", "metric_path", "rank_of_first_relevant", "retrieval_metrics"]
+__all__ = ["evaluate_concepts", "evaluate_retrieval", "metric_path", "rank_of_first_relevant", "retrieval_metrics"]

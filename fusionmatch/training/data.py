@@ -25,12 +25,13 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
+from ..catalogue.duplicates import text_key
 from ..evaluation.inputs import image_inputs, text_inputs
 from ..evaluation.retrieval import FeatureLookup
 
 
 def product_id(product: str) -> int:
-    """A product's name as a 63-bit integer, the same in every process and run."""
+    """A product's name, or another text, as a 63-bit integer, the same in every process and run."""
     return int.from_bytes(hashlib.blake2b(product.encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -62,7 +63,8 @@ class PairDataset(Dataset):
     Args:
         dataset (`datasets.Dataset`):
             Rows with `image`, `texts` and `product` (the schema of [`fusionmatch.catalogue`]), and maybe the
-            `concepts` that are known of them ([`~fusionmatch.catalogue.ConceptBank.label`]).
+            `picture_group` that tells copies of a picture, and the `concepts` that are known of them
+            ([`~fusionmatch.catalogue.ConceptBank.label`]).
         texts_per_image (`int`, *optional*, defaults to 1):
             Texts taken from each row in an epoch; rows with fewer give all that they have.
         image_views (`int`, *optional*, defaults to 1):
@@ -90,6 +92,10 @@ class PairDataset(Dataset):
             )
         self.dataset = dataset if decode_images else None
         self.texts = [list(texts) for texts in dataset["texts"]]
+        names = dataset["picture_group"] if "picture_group" in dataset.column_names else range(len(self.texts))
+        self.picture_names = [product_id(str(name)) for name in names]
+        self.text_names = [[product_id(text_key(text)) for text in texts] for texts in self.texts]
+        self.shared = SharedItems(self.products, self.picture_names, self.text_names)
         self.concepts = list(dataset["concepts"]) if "concepts" in dataset.column_names else None
         self.first_text = torch.tensor([0] + [len(texts) for texts in self.texts]).cumsum(0).tolist()
         self.texts_per_image = texts_per_image
@@ -116,6 +122,9 @@ class PairDataset(Dataset):
             "text_indices": [self.first_text[index] + i for i in chosen],
             "product": self.products[index],
         }
+        if self.shared:
+            item["picture_name"] = self.picture_names[index]
+            item["text_names"] = [self.text_names[index][i] for i in chosen]
         if self.concepts is not None:
             item["concepts"] = self.concepts[index]
         if self.dataset is not None:
@@ -131,6 +140,53 @@ def check_columns(dataset: datasets.Dataset) -> None:
             f"The dataset has no column {sorted(missing)}; it has {dataset.column_names}. Load it with "
             "`fusionmatch.load_catalogue`, which maps a catalogue's columns to `image`, `texts` and `product`."
         )
+
+
+class SharedItems:
+    """
+    Pictures and texts that several products share: to tell those products apart by them would be to guess. So a text
+    is no negative of a picture whose copy its own product has, nor of a picture of a product that has the same text
+    ([`~fusionmatch.catalogue.duplicates`] says what a copy and the same text are). Other pictures and texts of those
+    products are negatives of each other as always.
+
+    Args:
+        products (`Sequence[int]`):
+            Product of each row.
+        pictures (`Sequence[int]`):
+            What names the picture of each row, the same for its copies.
+        texts (`Sequence[Sequence[int]]`):
+            What names the texts of each row.
+    """
+
+    def __init__(self, products: Sequence[int], pictures: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        have: list[dict[int, set[int]]] = [{}, {}]
+        for product, picture, keys in zip(products, pictures, texts, strict=True):
+            have[0].setdefault(picture, set()).add(product)
+            for key in keys:
+                have[1].setdefault(key, set()).add(product)
+        self.pictures, self.texts = (
+            {name: torch.tensor(sorted(of)) for name, of in found.items() if len(of) > 1} for found in have
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.pictures or self.texts)
+
+    def ignored(
+        self,
+        text_products: torch.Tensor,
+        image_products: torch.Tensor,
+        text_names: torch.Tensor,
+        image_names: torch.Tensor,
+    ) -> torch.Tensor:
+        """Pairs of a batch that are no negatives, bool of shape (texts, images); positives may be among them."""
+        table = torch.zeros(len(text_products), len(image_products), dtype=torch.bool, device=text_products.device)
+        for i, name in enumerate(text_names.tolist()):
+            if name in self.texts:
+                table[i] |= torch.isin(image_products, self.texts[name].to(table.device))
+        for j, name in enumerate(image_names.tolist()):
+            if name in self.pictures:
+                table[:, j] |= torch.isin(text_products, self.pictures[name].to(table.device))
+        return table
 
 
 @dataclass
@@ -164,6 +220,9 @@ class FusionMatchCollator:
             "image_products": torch.tensor([item["product"] for item in items]),
             "text_products": torch.tensor([item["product"] for item in items for _ in item["texts"]]),
         }
+        if "picture_name" in items[0]:
+            batch["image_names"] = torch.tensor([item["picture_name"] for item in items])
+            batch["text_names"] = torch.tensor([name for item in items for name in item["text_names"]])
         if self._concepts and "concepts" in items[0]:
             labels = torch.zeros(len(items), len(self._concepts), dtype=torch.bool)
             for i, item in enumerate(items):

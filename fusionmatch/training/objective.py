@@ -14,6 +14,7 @@
 """What training minimises: named components of the loss, and their weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,12 +23,51 @@ from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_di
 from ..outputs_fusionmatch import FusionMatchOutput
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .arguments import FusionMatchTrainingArguments
+from .data import SharedItems
 from .distributed import gather_with_grad, mean_value
 from .weighting import LossWeighting
 
 
 # Component -> the field of a tower's output that it compares; `None` is the final embedding.
 _EMBEDS = {"fused": None, "instance": "instance_embeds", "consensus": "consensus_embeds"}
+
+
+@dataclass
+class BatchPairs:
+    """
+    Which texts and pictures of a batch belong together.
+
+    Args:
+        positives (`torch.BoolTensor` of shape `(texts, images)`):
+            Of the batch of all processes: True where the product is the same.
+        own_positives (`torch.BoolTensor` of shape `(texts, images)`):
+            The same for what is in this process.
+        ignored, own_ignored (`torch.BoolTensor` of these shapes, *optional*):
+            Pairs that are no negatives ([`~fusionmatch.training.data.SharedItems`]).
+    """
+
+    positives: torch.Tensor
+    own_positives: torch.Tensor
+    ignored: torch.Tensor | None = None
+    own_ignored: torch.Tensor | None = None
+
+    @classmethod
+    def gather(
+        cls,
+        text_products: torch.Tensor,
+        image_products: torch.Tensor,
+        text_names: torch.Tensor | None = None,
+        image_names: torch.Tensor | None = None,
+        shared: SharedItems | None = None,
+    ) -> "BatchPairs":
+        """Of the products in this process, and of the names of texts and pictures where products share some."""
+        products = text_products, image_products
+        every = tuple(gather_with_grad(part) for part in products)
+        pairs = cls(every[0][:, None] == every[1][None, :], text_products[:, None] == image_products[None, :])
+        if shared and text_names is not None and image_names is not None:
+            pairs.own_ignored = shared.ignored(*products, text_names, image_names)
+            pairs.ignored = shared.ignored(*every, gather_with_grad(text_names), gather_with_grad(image_names))
+        return pairs
 
 
 class MatchingObjective(nn.Module):
@@ -121,19 +161,18 @@ class MatchingObjective(nn.Module):
         """The component that is watched: the first contrastive one, or the first of all."""
         return next((name for name in self.components if name in _EMBEDS), self.components[0])
 
-    def chance_level(self, model: nn.Module, positives: torch.Tensor, step: int = 0) -> float:
-        """The contrastive loss of a batch with these positives (texts, images) if all similarities were 0."""
-        similarities = torch.zeros(positives.shape, device=positives.device)
+    def chance_level(self, model: nn.Module, pairs: BatchPairs, step: int = 0) -> float:
+        """The contrastive loss of a batch with these pairs if all similarities were 0."""
+        similarities = torch.zeros(pairs.positives.shape, device=pairs.positives.device)
         with torch.no_grad():
             scaled = unwrap_model(model).similarity.scale(similarities)
-            return self.contrastive(similarities, scaled.float(), positives, step).item()
+            return self.contrastive(similarities, scaled.float(), pairs.positives, step, pairs.ignored).item()
 
     def losses(
         self,
         model: nn.Module,
         outputs: FusionMatchOutput,
-        text_products: torch.Tensor,
-        image_products: torch.Tensor,
+        pairs: BatchPairs,
         step: int = 0,
         text_labels: torch.Tensor | None = None,
         image_labels: torch.Tensor | None = None,
@@ -146,8 +185,8 @@ class MatchingObjective(nn.Module):
                 The model.
             outputs ([`FusionMatchOutput`]):
                 Its outputs for texts and pictures of this process.
-            text_products, image_products (`torch.LongTensor` of shape `(texts,)` and `(images,)`):
-                Products of them; those of one product are all each other's positives.
+            pairs ([`BatchPairs`]):
+                Which of them belong together; those of one product are all each other's positives.
             step (`int`, *optional*, defaults to 0):
                 Optimizer steps done.
             text_labels, image_labels (`torch.BoolTensor` of shape `(items, concepts)`, *optional*):
@@ -156,20 +195,19 @@ class MatchingObjective(nn.Module):
         Returns:
             `dict[str, torch.Tensor]`: a scalar for each component.
         """
-        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
         texts, images = outputs.text_model_output, outputs.vision_model_output
         similarity = unwrap_model(model).similarity
         losses = {}
         for name in self.components:
             if name == "matching":
-                own = text_products[:, None] == image_products[None, :]
-                losses[name] = mean_value(peft_base(model).matching_loss(outputs, own, self.mini_batch_size))
+                own = pairs.own_positives, pairs.own_ignored
+                losses[name] = mean_value(peft_base(model).matching_loss(outputs, *own, self.mini_batch_size))
                 continue
             if name == "concept":
                 losses[name] = concept_divergence(
                     gather_with_grad(texts.concept_log_probs),
                     gather_with_grad(images.concept_log_probs),
-                    positives,
+                    pairs.positives,
                     self.symmetric_concepts,
                     *(None if labels is None else gather_with_grad(labels) for labels in (text_labels, image_labels)),
                 )
@@ -178,6 +216,10 @@ class MatchingObjective(nn.Module):
             sides = (outputs.text_embeds, outputs.image_embeds) if field is None else (texts[field], images[field])
             text_embeds, image_embeds = (gather_with_grad(side) for side in sides)
             losses[name] = self.contrastive(
-                text_embeds @ image_embeds.t(), similarity(text_embeds, image_embeds), positives, step
+                text_embeds @ image_embeds.t(),
+                similarity(text_embeds, image_embeds),
+                pairs.positives,
+                step,
+                pairs.ignored,
             )
         return losses

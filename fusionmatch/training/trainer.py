@@ -41,7 +41,7 @@ from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
 from .guards import TrainingGuard, alignment, uniformity
-from .objective import MatchingObjective
+from .objective import BatchPairs, MatchingObjective
 
 
 logger = logging.get_logger(__name__)
@@ -163,11 +163,12 @@ class FusionMatchTrainer(Trainer):
             processing_class.tokenizer.model_max_length = args.max_text_length
         words = core.config.concept_words or ()
         collator = FusionMatchCollator(processing_class, core.config.text_config, concept_words=words)
-        pairs = None
+        pairs, self._shared = None, None
         if train_dataset is not None:
             pairs = PairDataset(
                 train_dataset, args.texts_per_image, args.image_views, decode_images=not self._cached_vision
             )
+            self._shared = pairs.shared
             self._check_batch_size(args, len(pairs))
             if "concept" in args.loss_components and pairs.concepts is None:
                 logger.warning(
@@ -259,18 +260,18 @@ class FusionMatchTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = dict(inputs)
-        image_products, text_products = inputs.pop("image_products"), inputs.pop("text_products")
+        names = ("text_products", "image_products", "text_names", "image_names")
+        pairs = BatchPairs.gather(*(inputs.pop(name, None) for name in names), self._shared)
         labels = {name: inputs.pop(name, None) for name in ("text_labels", "image_labels")}
         if model.training:
             inputs["mini_batch_size"] = self.args.mini_batch_size
         outputs = model(**inputs)
         unwrapped = self.accelerator.unwrap_model(self.model)
         if model.training and self._fresh_ranker and self.state.global_step == 0:
-            own = text_products[:, None] == image_products[None, :]
-            peft_base(unwrapped).start_from_similarity(outputs.logits_per_text, own, mean_value)
+            start = peft_base(unwrapped).start_from_similarity
+            start(outputs.logits_per_text, pairs.own_positives, mean_value)
         self._fresh_ranker = self._fresh_ranker and not model.training
-        products = text_products, image_products
-        losses = self.objective.losses(unwrapped, outputs, *products, self.state.global_step, **labels)
+        losses = self.objective.losses(unwrapped, outputs, pairs, self.state.global_step, **labels)
         self.objective.weighting.train(model.training)
         try:
             loss, weights = self.objective.weighting(losses)
@@ -281,7 +282,7 @@ class FusionMatchTrainer(Trainer):
             ) from error
         if model.training:
             self._loss_log.add(self.state.global_step, losses, weights)
-            self._watch(unwrapped, outputs, losses, text_products, image_products)
+            self._watch(unwrapped, outputs, losses, pairs)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -290,17 +291,15 @@ class FusionMatchTrainer(Trainer):
         model: nn.Module,
         outputs: Any,
         losses: dict[str, torch.Tensor],
-        text_products: torch.Tensor,
-        image_products: torch.Tensor,
+        pairs: BatchPairs,
     ) -> None:
         """Chance level for the log; and the guard, which sees the same on all processes, so that all of them stop."""
         name = self.objective.main_component
         if name == "matching":
             return
-        positives = gather_with_grad(text_products)[:, None] == gather_with_grad(image_products)[None, :]
         texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
-        self._last_batch = texts, images, positives
-        self._chance = self.objective.chance_level(model, positives, self.state.global_step)
+        self._last_batch = texts, images, pairs.positives
+        self._chance = self.objective.chance_level(model, pairs, self.state.global_step)
         if not self.args.training_guard:
             return
         growth = 1.0

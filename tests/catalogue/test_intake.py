@@ -192,9 +192,9 @@ def test_other_columns_are_kept_and_colliding_names_get_a_suffix(tmp_path, draw)
     row = {"image": "a.png", "text": "Hat", "price": 12.5, "image_id": "X1", "tags": ["x"]}
     row.update(texts=3, texts_source="own")
     dataset = read_catalogue(write(tmp_path, [row]), caption_column="text").dataset
-    own = ["image", "texts", "product", "image_id", "source_row"]
-    assert dataset.column_names[:5] == own
-    kept = {name: dataset[0][name] for name in dataset.column_names[5:]}
+    own = ["image", "texts", "product", "image_id", "source_row", "picture_group"]
+    assert dataset.column_names[:6] == own
+    kept = {name: dataset[0][name] for name in dataset.column_names[6:]}
     assert kept == {"price": 12.5, "image_id_source": "X1", "texts_source_source": 3, "texts_source": "own"}
 
 

@@ -220,7 +220,7 @@ ALL = {
     "infonce": infonce_loss,
     "sigmoid": sigmoid_loss,
     "triplet": triplet_loss,
-    "triplet, mean": lambda x, p=None: triplet_loss(x, p, hardest=False),
+    "triplet, mean": lambda x, p=None, ignored=None: triplet_loss(x, p, hardest=False, ignored=ignored),
     "complementary": complementary_contrastive_loss,
 }
 
@@ -240,6 +240,23 @@ class TestAll:
         assert scores.grad[0, 1].item() <= 0 and scores.grad[1, 0].item() <= 0
         assert scores.grad[:2, 2:].sum().item() > 0 and scores.grad[2:, :2].sum().item() > 0
 
+    def test_an_ignored_pair_is_neither_pushed_nor_pulled(self, name):
+        scores, ignored = table(5).requires_grad_(), torch.zeros(5, 5).bool()
+        # The hardest negatives of all, so that each loss would push them.
+        scores.data[0, 1] = scores.data[3, 2] = 9.0
+        ignored[0, 1] = ignored[3, 2] = True
+        loss = ALL[name](scores, None, ignored=ignored)
+        loss.backward()
+        assert (scores.grad[ignored] == 0).all() and scores.grad[~ignored].any()
+        other = scores.detach().clone()
+        other[ignored] = -3.0
+        assert ALL[name](other, None, ignored=ignored).item() == approx(loss.item())
+        # A positive stays one, and a text whose pictures are all ignored does not break the others.
+        assert ALL[name](other, None, ignored=torch.eye(5).bool()).item() == approx(ALL[name](other).item())
+        ignored[4] = True
+        ALL[name](scores, same([0, 1, 2, 3, 4]).roll(1, 0), ignored=ignored).backward()
+        assert scores.grad.isfinite().all()
+
     def test_texts_and_pictures_can_change_places(self, name):
         scores, positives = table(6), same([0, 1, 1, 2, 3, 0])
         assert ALL[name](scores, positives).item() == approx(ALL[name](scores.t(), positives.t()).item())
@@ -254,6 +271,8 @@ class TestAll:
             ALL[name](table(3), torch.eye(2).bool())
         with pytest.raises(ValueError, match="texts, images"):
             ALL[name](torch.zeros(3))
+        with pytest.raises(ValueError, match="`ignored` has the shape"):
+            ALL[name](table(3), None, ignored=torch.eye(2).bool())
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from fusionmatch.evaluation.inputs import count_truncated, text_inputs, text_limit
 from fusionmatch.training.data import FusionMatchCollator, PairDataset, picture_view, product_id
+from fusionmatch.training.objective import BatchPairs
 
 from ..core.tiny import tiny_model, tiny_processor, tower_config
 
@@ -47,6 +48,20 @@ def test_several_texts_of_a_picture_are_different_ones():
     assert len(batch["pixel_values"]) == 2
     assert len(batch["input_ids"]) == 3
     assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
+
+
+def test_shared_pictures_and_texts_are_no_negatives():
+    data = rows([["Mug", "red"], ["mug!", "blue"], ["lamp"], ["chair"]], ["p", "q", "r", "s"])
+    pairs = PairDataset(data.add_column("picture_group", ["1", "2", "3", "1"]), texts_per_image=2)
+    batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[i] for i in range(4)])
+    names = ("text_products", "image_products", "text_names", "image_names")
+    found = BatchPairs.gather(*(batch[name] for name in names), pairs.shared)
+    texts = [text for i in range(4) for text in pairs[i]["texts"]]
+    ignored = {(texts[i], "pqrs"[j]) for i, j in (found.ignored & ~found.positives).nonzero().tolist()}
+    # Products p and q have the same title; s has a copy of the picture of p.
+    assert ignored == {("Mug", "q"), ("mug!", "p"), ("Mug", "s"), ("red", "s"), ("chair", "p")}
+    assert torch.equal(found.ignored, found.own_ignored)
+    assert not PairDataset(rows([["a"], ["b"]], ["p", "q"])).shared
 
 
 def test_views_take_turns_and_are_always_the_same():

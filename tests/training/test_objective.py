@@ -28,7 +28,7 @@ from fusionmatch.losses_fusionmatch import concept_divergence, infonce_loss
 from fusionmatch.training import lora_config
 from fusionmatch.training.annealing import annealing_factor
 from fusionmatch.training.concepts import attach_concepts
-from fusionmatch.training.objective import MatchingObjective
+from fusionmatch.training.objective import BatchPairs, MatchingObjective
 
 from ..core.tiny import perturb, tiny_concepts, tiny_inputs, tiny_model
 from .test_trainer import arguments, freeze_towers, losses, make_trainer
@@ -49,7 +49,7 @@ def test_every_component_by_hand(with_concepts, tmp_path):
     model = with_concepts
     objective = MatchingObjective.from_arguments(arguments(tmp_path, loss_components=ALL), model)
     outputs = model(**tiny_inputs())
-    found = objective.losses(model, outputs, PRODUCTS, PRODUCTS)
+    found = objective.losses(model, outputs, BatchPairs.gather(PRODUCTS, PRODUCTS))
     positives = PRODUCTS[:, None] == PRODUCTS[None, :]
     texts, images = outputs.text_model_output, outputs.vision_model_output
     expected = {

@@ -1,0 +1,97 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which pictures and which texts of a catalogue are the same to a person, though their bytes differ."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import imagehash
+import numpy as np
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+
+# Of 256 bits; copies saved again (JPEG of quality 70, WebP, 0.6 times as large) differ in at most 12.
+_HASH_SIZE = 16
+MAX_BITS = 12
+# A perceptual hash does not see colours, by which variants of a product differ. So no cell of 64 may differ by more
+# than 12 of 255 in a channel (copies: at most 9). In a picture with little contrast the hash says little and copies
+# differ less: two plain colours are not the same for being near.
+_CELLS = 8
+MAX_COLOR = 12
+_CONTRAST_SHARE = 8
+# Pairs compared at a time, for memory.
+_PAIRS = 4_000_000
+
+
+def picture_hash(picture: Image.Image) -> bytes:
+    """
+    What stays of a picture when it is saved again: a perceptual hash of its brightness (DCT, the library ImageHash),
+    32 bytes, and the mean colours of 64 cells, 192 bytes.
+    """
+    picture = picture.convert("RGB")
+    bits = imagehash.phash(picture, hash_size=_HASH_SIZE).hash
+    return np.packbits(bits).tobytes() + picture.resize((_CELLS, _CELLS), Image.Resampling.BOX).tobytes()
+
+
+def group_pictures(hashes: Sequence[bytes]) -> list[int]:
+    """
+    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: some
+    seconds for 10,000, some minutes for 100,000.
+
+    Args:
+        hashes (`Sequence[bytes]`): [`picture_hash`] of each.
+
+    Returns:
+        `list[int]`: for each picture the first one of its group, itself where it has no copy.
+    """
+    if not hashes:
+        return []
+    different, index = np.unique(
+        np.array([np.frombuffer(row, np.uint8) for row in hashes]), axis=0, return_inverse=True
+    )
+    index = index.reshape(-1)
+    bits = different[:, : _HASH_SIZE**2 // 8].copy().view(np.uint64)
+    cells = different[:, _HASH_SIZE**2 // 8 :].astype(np.int16)
+    contrast = np.ptp(cells.reshape(len(cells), -1, 3), axis=1).max(axis=1)
+    tolerance = np.minimum(MAX_COLOR, contrast // _CONTRAST_SHARE)
+    pairs = []
+    step = max(1, _PAIRS // len(different))
+    for start in range(0, len(different), step):
+        rows = bits[start : start + step]
+        distance = sum(
+            np.bitwise_count(rows[:, word, None] ^ bits[None, start:, word]).astype(np.uint16)
+            for word in range(bits.shape[1])
+        )
+        first, second = np.nonzero(distance <= MAX_BITS)
+        first, second = first + start, second + start
+        close = np.abs(cells[first] - cells[second]).max(axis=1) <= tolerance[first]
+        pairs.append(np.stack([first[close], second[close]]))
+    first, second = np.concatenate(pairs, axis=1)
+    count = len(different)
+    _, component = connected_components(coo_array((np.ones(len(first), bool), (first, second)), (count, count)), False)
+    leader: dict[int, int] = {}
+    return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
+
+
+def text_key(text: str) -> str:
+    """
+    What two texts have in common that differ only in case, punctuation, spaces, width of letters or HTML entities.
+
+    Not more: a text that differs in one word may differ in the colour.
+    """
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", html.unescape(text)).casefold()))

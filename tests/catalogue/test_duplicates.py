@@ -1,0 +1,76 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Copies of pictures are found however they were saved; pictures that only look alike are not taken for copies."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusionmatch.catalogue import read_catalogue
+from fusionmatch.catalogue.duplicates import group_pictures, picture_hash, text_key
+from fusionmatch.catalogue.sample_shop import write_sample_shop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    return read_catalogue(write_sample_shop(folder, num_products=80, image_size=160, faults=False)).dataset
+
+
+def saved(picture, kind, quality, share=1.0):
+    buffer = io.BytesIO()
+    size = tuple(round(side * share) for side in picture.size)
+    picture.convert("RGB").resize(size).save(buffer, kind, quality=quality)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("how", [("JPEG", 70), ("JPEG", 85, 0.6), ("WEBP", 80, 0.8), ("PNG", None)])
+def test_copies_saved_again_are_found(shop, how):
+    pictures = list(shop["image"])
+    hashes = [picture_hash(picture) for picture in pictures]
+    groups = group_pictures([*hashes, *(picture_hash(saved(picture, *how)) for picture in pictures)])
+    count = len(pictures)
+    assert sum(groups[i] == groups[count + i] for i in range(count)) >= 0.98 * count
+
+
+def test_no_two_products_of_the_shop_are_copies(shop):
+    """Things of one shape in colours of their own among them."""
+    owner = dict(zip(shop["image_id"], shop["product"], strict=True))
+    pairs = zip(shop["product"], shop["picture_group"], strict=True)
+    assert all(owner[group] == product for product, group in pairs)
+
+
+def test_the_same_drawing_in_another_colour_is_another_picture():
+    noise = np.random.default_rng(0).integers(0, 120, (64, 64), dtype=np.uint8)
+    rows = [np.stack([noise + 60 * (channel == one) for channel in range(3)], axis=-1) for one in range(3)]
+    assert group_pictures([picture_hash(Image.fromarray(row)) for row in rows]) == [0, 1, 2]
+
+
+def test_plain_colours_are_the_same_only_if_they_are():
+    shades = [(200, 30, 30), (201, 30, 30), (200, 30, 30), (30, 200, 30)]
+    assert group_pictures([picture_hash(Image.new("RGB", (32, 32), shade)) for shade in shades]) == [0, 1, 0, 3]
+    assert group_pictures([]) == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_any_mode_and_size(mode):
+    assert len(picture_hash(Image.new(mode, (1, 3)))) == 32 + 192
+
+
+def test_texts_that_differ_in_form_alone():
+    assert text_key("Caf&eacute;  MUG, red!") == text_key("café mug – ＲＥＤ") == "café mug red"
+    assert text_key("red mug") != text_key("blue mug")
+    assert text_key("赤い傘。") == text_key("赤い傘") != text_key("青い傘")
