@@ -21,6 +21,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES
+from .sampling import SAMPLERS
 from .weighting import SCHEMES
 
 
@@ -43,6 +44,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
         image_views (`int`, *optional*, defaults to 4):
             Views of each picture that the epochs take turns in: itself, its mirror image, crops. With a frozen vision
             tower the features of all views are cached.
+        batch_sampler (`str`, *optional*, defaults to `"batch_sampler"`):
+            Which pairs meet in a batch, see [`~fusionmatch.training.sampling.SpreadSampler`]: `batch_sampler` (at
+            random), `no_duplicates` or `hard_negatives`. The names are those of Sentence Transformers.
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
             Components of the loss: `fused`, `instance`, `consensus`, `concept`, `matching` ([`MatchingObjective`]).
         contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
@@ -113,6 +117,10 @@ class FusionMatchTrainingArguments(TrainingArguments):
     image_views: int = field(
         default=4, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
     )
+    batch_sampler: str = field(
+        default="batch_sampler",
+        metadata={"help": "; ".join(f"{name}: {what}" for name, what in SAMPLERS.items()) + "."},
+    )
     loss_components: list[str] = field(
         default_factory=lambda: ["fused"], metadata={"help": "Of fused, instance, consensus, concept, matching."}
     )
@@ -153,7 +161,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if isinstance(self.loss_weights, str):
             self.loss_weights = json.loads(self.loss_weights)
-        for name, allowed in (("contrastive_loss", tuple(CONTRASTIVE_LOSSES)), ("loss_weighting", tuple(SCHEMES))):
+        choices = {"contrastive_loss": CONTRASTIVE_LOSSES, "loss_weighting": SCHEMES, "batch_sampler": SAMPLERS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         unknown = [name for name in self.loss_components if name not in COMPONENTS]

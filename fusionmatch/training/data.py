@@ -107,15 +107,20 @@ class PairDataset(Dataset):
         """Chooses the texts and views of this epoch; called by [`EpochCallback`]."""
         self._epoch[0] = epoch
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that was chosen."""
+        return int(self._epoch)
+
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         texts = self.texts[index]
         # Rows start at different texts, so that one batch does not hold the first captions only.
-        start = int(self._epoch) * self.texts_per_image + index
+        start = self.epoch * self.texts_per_image + index
         chosen = [(start + i) % len(texts) for i in range(min(self.texts_per_image, len(texts)))]
-        view = (int(self._epoch) + index) % self.image_views
+        view = (self.epoch + index) % self.image_views
         item = {
             "view_index": index * self.image_views + view,
             "texts": [texts[i] for i in chosen],

@@ -14,8 +14,14 @@
 
 """Batches gathered from all processes."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
+
+
+T = TypeVar("T")
 
 
 def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,6 +46,15 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
         gathered = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(gathered, padded.contiguous())
     return torch.cat([part[:length] for part, length in zip(gathered, rows.tolist(), strict=True)])
+
+
+def from_main_process(compute: Callable[[], T]) -> T:
+    """What the main process computes, given to all; it is computed there alone."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return compute()
+    box = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def mean_value(loss: torch.Tensor) -> torch.Tensor:

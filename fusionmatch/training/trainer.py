@@ -42,6 +42,7 @@ from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
 from .guards import TrainingGuard, alignment, uniformity
 from .objective import BatchPairs, MatchingObjective
+from .sampling import embed_rows, make_sampler
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +51,8 @@ logger = logging.get_logger(__name__)
 WAITING_SHARE = 0.3
 # State of the loss weights in a checkpoint.
 WEIGHTING_FILE = "loss_weighting.safetensors"
+# The order of the rows, where a sampler of ours chose it.
+SAMPLER_FILE = "batch_sampler.safetensors"
 
 
 class FusionMatchTrainer(Trainer):
@@ -181,6 +184,7 @@ class FusionMatchTrainer(Trainer):
             features = self.cached_features(train_dataset, texts, args.image_views)
             collator.vision_features = features.get("vision_features")
             collator.text_features = features.get("text_features")
+        self._train_rows, self._sampler = train_dataset, None
         super().__init__(
             model=model,
             args=args,
@@ -195,6 +199,9 @@ class FusionMatchTrainer(Trainer):
         self._first_norm, self._waited = None, 0.0
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
+        batch = args.per_device_train_batch_size * args.world_size
+        if pairs is not None:
+            self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
         if pairs is not None:
             self.add_callback(EpochCallback(pairs))
         if not args.disable_tqdm:
@@ -284,6 +291,16 @@ class FusionMatchTrainer(Trainer):
             self._loss_log.add(self.state.global_step, losses, weights)
             self._watch(unwrapped, outputs, losses, pairs)
         return (loss, outputs) if return_outputs else loss
+
+    def _embed_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        model = self.accelerator.unwrap_model(self.model)
+        size = self.args.per_device_eval_batch_size
+        return embed_rows(model, self.processing_class, self._train_rows, self.train_dataset, self.data_collator, size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if self._sampler is None:
+            return super()._get_train_sampler(train_dataset)
+        return self._sampler
 
     @torch.no_grad()
     def _watch(
@@ -430,11 +447,15 @@ class FusionMatchTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             save_file(self.objective.weighting.state_dict(), Path(output_dir) / WEIGHTING_FILE)
+            if self._sampler is not None:
+                save_file(self._sampler.state_dict(), Path(output_dir) / SAMPLER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (Path(checkpoint) / WEIGHTING_FILE).is_file():
             self.objective.weighting.load_state_dict(load_file(Path(checkpoint) / WEIGHTING_FILE))
+        if checkpoint is not None and self._sampler is not None and (Path(checkpoint) / SAMPLER_FILE).is_file():
+            self._sampler.load_state_dict(load_file(Path(checkpoint) / SAMPLER_FILE))
         if checkpoint is not None and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
             # The optimizer brings the rate that the next step had in the run before. Where this run is longer, so is
             # its schedule, and the step has another one.

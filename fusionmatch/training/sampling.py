@@ -1,0 +1,177 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which pairs meet in a batch: at random, each product once, or those that the model confuses."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers.utils import logging
+
+from ..evaluation.retrieval import FeatureLookup, embed_images, embed_texts
+from .data import FusionMatchCollator, PairDataset
+from .distributed import from_main_process
+
+
+logger = logging.get_logger(__name__)
+
+SAMPLERS = {
+    "batch_sampler": "at random",
+    "no_duplicates": "no product, nor anything that products share, twice in a batch",
+    "hard_negatives": "pairs of other products that the model of this epoch confuses come together",
+}
+# Rows that come together by `hard_negatives`: one drawn at random and its nearest of other products.
+NEIGHBOURS = 8
+
+Embed = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+class SpreadSampler(Sampler[int]):
+    """
+    Gives the rows of an epoch in an order in which each run of `batch_size` holds every product at most once, and
+    nothing that several products share ([`~fusionmatch.training.data.SharedItems`]): in a large batch of a catalogue
+    with many variants these would be the negatives that teach nothing, and with one item a product all others teach.
+
+    Rows that cannot be spread any more, as when one product has more pictures than there are batches, come at the end,
+    as they are. The order is the same in all processes, and a checkpoint keeps it.
+
+    Args:
+        pairs ([`PairDataset`]):
+            The rows; its epoch is the sampler's.
+        batch_size (`int`):
+            Rows in the batch of all processes together.
+        seed (`int`, *optional*, defaults to 0):
+            Another seed gives other orders.
+        embed (`Callable`, *optional*):
+            Gives unit vectors of the pictures and of one text of every row, (rows, d) each, as the model sees them
+            now; rows then come with their [`NEIGHBOURS`] most similar ones of other products.
+    """
+
+    def __init__(self, pairs: PairDataset, batch_size: int, seed: int = 0, embed: Embed | None = None) -> None:
+        self.pairs = pairs
+        self.batch_size = batch_size
+        self.seed = seed
+        self.embed = embed
+        self.order: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[int]:
+        # An order that follows from the model's embeddings cannot be found again in the middle of an epoch.
+        if self.order is None or self.order[0] != self.pairs.epoch:
+            self.order = self.pairs.epoch, torch.tensor(from_main_process(self._new_order))
+        return iter(self.order[1].tolist())
+
+    def _new_order(self) -> list[int]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.pairs.epoch)
+        order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        if self.embed is not None:
+            order = self._beside_neighbours(order, *self.embed())
+        return self._spread(order)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Epoch and order of the rows, for a checkpoint; empty before the first epoch."""
+        return {} if self.order is None else {"epoch": torch.tensor(self.order[0]), "order": self.order[1]}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes up an order where it was left."""
+        self.order = (int(state["epoch"]), state["order"]) if state else None
+
+    def _names(self, row: int) -> set[int]:
+        shared = self.pairs.shared
+        names = {self.pairs.products[row]}
+        names |= {self.pairs.picture_names[row]} & shared.pictures.keys()
+        return names | (set(self.pairs.text_names[row]) & shared.texts.keys())
+
+    def _spread(self, order: list[int]) -> list[int]:
+        """First come, first served; who finds something of their own in the batch waits for the next one."""
+        done: list[int] = []
+        waiting = order
+        while waiting:
+            batch: list[int] = []
+            taken: set[int] = set()
+            later = []
+            for position, row in enumerate(waiting):
+                names = self._names(row)
+                if names & taken:
+                    later.append(row)
+                    continue
+                batch.append(row)
+                taken |= names
+                if len(batch) == self.batch_size:
+                    later += waiting[position + 1 :]
+                    break
+            if len(batch) < self.batch_size:
+                return done + batch + later
+            done += batch
+            waiting = later
+        return done
+
+    def _beside_neighbours(self, order: list[int], images: torch.Tensor, texts: torch.Tensor) -> list[int]:
+        """The order with each row followed by those whose pictures are the nearest to its text, if still free."""
+        products = torch.tensor(self.pairs.products)
+        found = []
+        for rows in torch.arange(len(order)).split(1024):
+            scores = texts[rows] @ images.t()
+            scores.masked_fill_(products[rows][:, None] == products[None, :], -torch.inf)
+            found.append(scores.topk(min(4 * NEIGHBOURS, scores.shape[1]), dim=1).indices.cpu())
+        nearest = torch.cat(found).tolist()
+        free = [True] * len(order)
+        result = []
+        for row in order:
+            if not free[row]:
+                continue
+            group = [row, *(other for other in nearest[row] if free[other] and other != row)][: NEIGHBOURS + 1]
+            for one in group:
+                free[one] = False
+            result += group
+        return result
+
+
+def embed_rows(
+    model: nn.Module,
+    processor: Any,
+    dataset: datasets.Dataset,
+    pairs: PairDataset,
+    collator: FusionMatchCollator,
+    batch_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors (rows, d) of the picture and of the first text of each row, from cached features where possible."""
+
+    def features(cache: FeatureLookup | None, first: Sequence[int]) -> FeatureLookup | None:
+        return None if cache is None else lambda rows: cache([first[row] for row in rows])
+
+    views = range(0, len(pairs) * pairs.image_views, pairs.image_views)
+    vision, text = features(collator.vision_features, views), features(collator.text_features, pairs.first_text)
+    texts = [texts[0] for texts in pairs.texts]
+    return (
+        embed_images(model, processor, dataset["image"], batch_size, disable_tqdm=True, vision_features=vision),
+        embed_texts(model, processor, texts, batch_size, disable_tqdm=True, text_features=text),
+    )
+
+
+def make_sampler(name: str, pairs: PairDataset, batch_size: int, seed: int, embed: Embed) -> Sampler | None:
+    """A sampler by its name in [`SAMPLERS`]; `None` for the trainer's own."""
+    if name == "batch_sampler":
+        return None
+    products = len(set(pairs.products))
+    if products < batch_size:
+        logger.warning(
+            f"There are {products:,} products for batches of {batch_size:,}: with `{name}` too some come several times."
+        )
+    return SpreadSampler(pairs, batch_size, seed, embed if name == "hard_negatives" else None)

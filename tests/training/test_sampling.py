@@ -1,0 +1,113 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which pairs meet in a batch."""
+
+import datasets
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusionmatch.training.data import PairDataset
+from fusionmatch.training.sampling import SpreadSampler
+
+from .test_trainer import freeze_towers, make_trainer
+
+
+def pairs_of(products, groups=None, texts=None):
+    count = len(products)
+    content = {"texts": texts or [[f"text {i}"] for i in range(count)], "product": [str(p) for p in products]}
+    content |= {"image": [0] * count, "picture_group": [str(g) for g in (groups or range(count))]}
+    return PairDataset(datasets.Dataset.from_dict(content), decode_images=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.integers(2, 6), st.integers(0, 3))
+def test_every_row_once_and_no_product_twice_in_a_batch(products, batch_size, epoch):
+    if len(set(products)) < 2:
+        products = [*products, 98, 99]
+    pairs = pairs_of(products)
+    pairs.set_epoch(epoch)
+    order = list(SpreadSampler(pairs, batch_size, seed=1))
+    assert sorted(order) == list(range(len(products)))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    spread = [len({products[row] for row in batch}) == len(batch) for batch in batches]
+    # Only what could not be spread any more comes as it is, at the end: from there on fewer products than a batch
+    # holds are left.
+    if False in spread:
+        rest = order[spread.index(False) * batch_size :]
+        assert len({products[row] for row in rest}) < batch_size
+
+
+def test_what_products_share_is_not_twice_in_a_batch():
+    texts = [["a"], ["b"], ["c"], ["C!"], ["d"], ["e"]]
+    pairs = pairs_of(range(6), groups=[0, 0, 2, 3, 4, 5], texts=texts)
+    for epoch in range(10):
+        pairs.set_epoch(epoch)
+        first = set(list(SpreadSampler(pairs, 4))[:4])
+        assert not {0, 1} <= first and not {2, 3} <= first
+
+
+def test_orders_differ_by_epoch_and_seed_and_are_kept():
+    pairs, orders = pairs_of(range(40)), []
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            pairs.set_epoch(epoch)
+            orders.append(tuple(SpreadSampler(pairs, 8, seed)))
+    assert len(set(orders)) == 4
+    calls = []
+    sampler = SpreadSampler(pairs, 8, embed=lambda: calls.append(1) or (torch.eye(40), torch.eye(40)))
+    assert list(sampler) == list(sampler) and len(calls) == 1
+    other = SpreadSampler(pairs, 8, embed=lambda: pytest.fail("the order is in the checkpoint"))
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == list(sampler)
+    assert SpreadSampler(pairs, 8).state_dict() == {}
+
+
+def test_hard_negatives_come_together():
+    """Rows of two worlds, of which each is near to itself: batches are of one world, where chance would mix them."""
+    generator = torch.Generator().manual_seed(0)
+    world = torch.arange(64) % 2
+    embeds = torch.nn.functional.one_hot(world, 8) + 0.1 * torch.randn(64, 8, generator=generator)
+    embeds = torch.nn.functional.normalize(embeds, dim=1)
+    pairs = pairs_of([*range(62), 0, 1])
+    order = list(SpreadSampler(pairs, 8, embed=lambda: (embeds, embeds)))
+    assert sorted(order) == list(range(64))
+    same = torch.stack([world[order[i]] == world[order[i + 1]] for i in range(63)]).float().mean()
+    assert same > 0.8
+    for i in range(0, 64, 8):
+        assert len({pairs.products[row] for row in order[i : i + 8]}) == 8
+
+
+@pytest.mark.parametrize("sampler", ["no_duplicates", "hard_negatives"])
+def test_training_stopped_within_an_epoch_goes_on_exactly(sampler, model, splits, processor, tmp_path):
+    options = {"batch_sampler": sampler, "num_train_epochs": 3, "save_strategy": "steps", "eval_strategy": "no"}
+    options |= {"save_steps": 1, "save_total_limit": 99}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    whole = make_trainer(freeze_towers(model), splits, processor, tmp_path / "whole", **options)
+    whole.train()
+    ends = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    per_epoch = whole.state.max_steps // 3
+    model.load_state_dict(state)
+    again = make_trainer(model, splits, processor, tmp_path / "again", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{per_epoch + 1}"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, ends[name]), name
+
+
+def test_a_name_that_is_none_is_refused(splits, processor, model, tmp_path):
+    with pytest.raises(
+        ValueError, match="`batch_sampler` must be one of batch_sampler, no_duplicates, hard_negatives"
+    ):
+        make_trainer(model, splits, processor, tmp_path, batch_sampler="harder")
