@@ -362,7 +362,8 @@ class FusionMatchModel(FusionMatchPreTrainedModel):
         first = next(value for value in inputs.values() if value is not None)
         cached = isinstance(first, FusionMatchTowerFeatures)
         batch, mask = len(first.pooled if cached else first), (first if cached else inputs).get("attention_mask")
-        parts = batch_parts(batch, mask, mini_batch_size)
+        # Whoever embeds many texts sorts them by length; and PEFT's mixed batches have to stay whole.
+        parts = batch_parts(batch, mask, mini_batch_size) if self.training or mini_batch_size is not None else []
         per_token = self._wants("output_attentions", kwargs) or self._wants("output_hidden_states", kwargs)
         if per_token and parts and mini_batch_size is not None:
             raise ValueError(

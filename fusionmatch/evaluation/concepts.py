@@ -20,6 +20,7 @@ import datasets
 import torch
 from torch import nn
 
+from ..outputs_fusionmatch import FusionMatchTowerOutput
 from .retrieval import FeatureLookup, embed_images, embed_texts, unique_texts
 
 
@@ -83,13 +84,13 @@ def evaluate_concepts(
         return labels
 
     def found(embed: Any, items: Sequence[Any], size: int, **features: Any) -> torch.Tensor:
-        log_probs: list[torch.Tensor] = []
+        log_probs = torch.empty(len(items), len(words))
 
-        def keep(output: Any) -> None:
-            log_probs.append(output.concept_log_probs.float().cpu())
+        def keep(output: FusionMatchTowerOutput, rows: Sequence[int]) -> None:
+            log_probs[list(rows)] = output.concept_log_probs.float().cpu()
 
         embed(model, processor, items, size, disable_tqdm, collect=keep, **features)
-        return torch.cat(log_probs)
+        return log_probs
 
     of_images = table(dataset["concepts"])
     of_texts = table([known[key] for key in zip(*unique_texts(dataset), strict=True)])

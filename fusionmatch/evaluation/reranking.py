@@ -37,11 +37,17 @@ class TokenCollector:
     """Keeps the tokens of each item for a ranking stage, (tokens, hidden_size) in half precision."""
 
     def __init__(self) -> None:
-        self.tokens: list[torch.Tensor] = []
+        self._found: dict[int, torch.Tensor] = {}
 
-    def __call__(self, output: FusionMatchTowerOutput) -> None:
-        masks = [slice(None)] * len(output.fusion_tokens) if output.fusion_mask is None else output.fusion_mask.bool()
-        self.tokens += [row[mask].half().cpu() for row, mask in zip(output.fusion_tokens, masks, strict=True)]
+    @property
+    def tokens(self) -> list[torch.Tensor]:
+        """In the order of the rows."""
+        return [self._found[row] for row in range(len(self._found))]
+
+    def __call__(self, output: FusionMatchTowerOutput, rows: Sequence[int]) -> None:
+        masks = [slice(None)] * len(rows) if output.fusion_mask is None else output.fusion_mask.bool()
+        for row, tokens, mask in zip(rows, output.fusion_tokens, masks, strict=True):
+            self._found[row] = tokens[mask].half().cpu()
 
 
 @torch.no_grad()

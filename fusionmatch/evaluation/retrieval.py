@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 
 FeatureLookup = Callable[[Sequence[int]], FusionMatchTowerFeatures]
-Collect = Callable[[FusionMatchTowerOutput], None]
+Collect = Callable[[FusionMatchTowerOutput, Sequence[int]], None]
 
 
 @dataclass
@@ -102,12 +102,12 @@ def unique_texts(dataset: datasets.Dataset) -> tuple[list[str], list[str]]:
     return [text for text, _ in seen], [product for _, product in seen]
 
 
-def _batches(rows: int, batch_size: int, description: str, disable_tqdm: bool) -> Iterable[range]:
-    with tqdm(total=rows, desc=description, disable=disable_tqdm, unit="row") as bar:
-        for first in range(0, rows, batch_size):
-            batch = range(first, min(first + batch_size, rows))
-            yield batch
-            bar.update(len(batch))
+def _batches(order: Sequence[int], batch_size: int, description: str, disable_tqdm: bool) -> Iterable[Sequence[int]]:
+    with tqdm(total=len(order), desc=description, disable=disable_tqdm, unit="row") as bar:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            yield rows
+            bar.update(len(rows))
 
 
 @torch.no_grad()
@@ -137,19 +137,19 @@ def embed_images(
         vision_features (`Callable`, *optional*):
             Cached tower features by index, in place of the pictures.
         collect (`Callable`, *optional*):
-            Takes the [`~fusionmatch.outputs_fusionmatch.FusionMatchTowerOutput`] of each batch, for what is wanted
-            besides.
+            Takes the [`~fusionmatch.outputs_fusionmatch.FusionMatchTowerOutput`] of each batch and the indices of its
+            rows, for what is wanted besides.
 
     Returns:
         `torch.FloatTensor` of shape `(images, projection_dim)`: unit vectors on the CPU.
     """
 
-    def inputs(batch: range) -> dict[str, Any]:
+    def inputs(rows: Sequence[int]) -> dict[str, Any]:
         if vision_features is not None:
-            return {"vision_features": vision_features(batch)}
-        return {"pixel_values": image_inputs(processor, images[batch.start : batch.stop])}
+            return {"vision_features": vision_features(rows)}
+        return {"pixel_values": image_inputs(processor, images[rows[0] : rows[-1] + 1])}
 
-    return _embed(model, inputs, "image", len(images), batch_size, "Embedding pictures", disable_tqdm, collect)
+    return _embed(model, inputs, "image", range(len(images)), batch_size, "Embedding pictures", disable_tqdm, collect)
 
 
 @torch.no_grad()
@@ -178,19 +178,21 @@ def embed_texts(
                 "tokens; what goes beyond is not read."
             )
 
-    def inputs(batch: range) -> dict[str, Any]:
+    def inputs(rows: Sequence[int]) -> dict[str, Any]:
         if text_features is not None:
-            return {"text_features": text_features(batch)}
-        return text_inputs(processor, texts[batch.start : batch.stop], model.config.text_config)
+            return {"text_features": text_features(rows)}
+        return text_inputs(processor, [texts[row] for row in rows], model.config.text_config)
 
-    return _embed(model, inputs, "text", len(texts), batch_size, "Embedding texts", disable_tqdm, collect)
+    # Texts of a length together: short ones do not pay for the padding to the longest.
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    return _embed(model, inputs, "text", order, batch_size, "Embedding texts", disable_tqdm, collect)
 
 
 def _embed(
     model: nn.Module,
-    inputs: Callable[[range], dict[str, Any]],
+    inputs: Callable[[Sequence[int]], dict[str, Any]],
     name: str,
-    rows: int,
+    order: Sequence[int],
     batch_size: int,
     description: str,
     disable_tqdm: bool,
@@ -199,7 +201,7 @@ def _embed(
     was_training = model.training
     model.eval()
     embeds = []
-    for batch in _batches(rows, batch_size, description, disable_tqdm):
+    for rows in _batches(order, batch_size, description, disable_tqdm):
         moved = {
             key: value.to(model.device)
             if isinstance(value, torch.Tensor)
@@ -208,14 +210,14 @@ def _embed(
                 levels=tuple(level.to(model.device) for level in value.levels),
                 attention_mask=None if value.attention_mask is None else value.attention_mask.to(model.device),
             )
-            for key, value in inputs(batch).items()
+            for key, value in inputs(rows).items()
         }
         outputs = model(**moved)
         embeds.append(outputs[f"{name}_embeds"].float().cpu())
         if collect is not None:
-            collect(outputs.text_model_output if name == "text" else outputs.vision_model_output)
+            collect(outputs.text_model_output if name == "text" else outputs.vision_model_output, rows)
     model.train(was_training)
-    return torch.cat(embeds)
+    return torch.cat(embeds)[torch.tensor(order).argsort()]
 
 
 def embed_catalogue(

@@ -172,6 +172,6 @@ def make_sampler(name: str, pairs: PairDataset, batch_size: int, seed: int, embe
     products = len(set(pairs.products))
     if products < batch_size:
         logger.warning(
-            f"There are {products:,} products for batches of {batch_size:,}: with `{name}` too some come several times."
+            f"There are {products:,} products for batches of {batch_size:,}: `{name}` cannot keep them apart there."
         )
     return SpreadSampler(pairs, batch_size, seed, embed if name == "hard_negatives" else None)

@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, pipeline
 
-from .tiny import perturb, tiny_inputs, tiny_model, tiny_pictures, tiny_processor
+from fusionmatch.training import lora_config
+
+from .tiny import END, perturb, tiny_inputs, tiny_model, tiny_pictures, tiny_processor
 
 
 TEXTS = ["a red mug", "photo of a blue lamp", "a bowl"]
@@ -174,6 +176,27 @@ class TestPeft:
             without = embeddings(peft_model)
         for name, expected in embeddings(model).items():
             assert torch.equal(expected, without[name]), name
+
+    def test_two_customers_in_one_process(self, checkpoint):
+        """Adapters changed for each other, and both in one batch by name, give what each gives alone."""
+        base = AutoModel.from_pretrained(checkpoint)
+        base.config.untrained_modules = []
+        peft_model = get_peft_model(base, lora_config(base, r=2, init_lora_weights=False), adapter_name="one")
+        peft_model.add_adapter("two", lora_config(base, r=2, init_lora_weights=False))
+        peft_model.eval()
+        ids = torch.randint(5, END, (70, 9), generator=torch.Generator().manual_seed(0))
+        names = [("one", "two", "__base__")[i % 3] for i in range(70)]
+        with torch.no_grad():
+            alone = {}
+            for name in ("one", "two"):
+                peft_model.set_adapter(name)
+                alone[name] = peft_model(input_ids=ids).text_embeds
+            with peft_model.disable_adapter():
+                alone["__base__"] = peft_model(input_ids=ids).text_embeds
+            mixed = peft_model(input_ids=ids, adapter_names=names).text_embeds
+        assert (alone["one"] - alone["two"]).abs().max() > 0.01
+        for row, name in enumerate(names):
+            assert torch.allclose(mixed[row], alone[name][row], atol=1e-5), name
 
     def test_merged_model_is_a_plain_model(self, trained, checkpoint, tmp_path):
         peft_model, folder = trained

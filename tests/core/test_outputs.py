@@ -25,8 +25,9 @@ from .tiny import END, perturb, tiny_config, tiny_inputs, tiny_model
 
 @pytest.mark.parametrize("levels", [[-1], [-2, -1]])
 def test_texts_read_in_parts_of_similar_length_give_the_same(levels):
-    """A batch large enough to be sorted by length, beside the same texts in small ones."""
-    model = tiny_model(text_feature_levels=levels)
+    """A batch for training, large enough to be sorted by length, beside the same texts in small ones."""
+    model = tiny_model(text_feature_levels=levels, hidden_dropout_prob=0.0)
+    model.text_model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         ids = torch.randint(5, END, (70, 20))
@@ -37,10 +38,14 @@ def test_texts_read_in_parts_of_similar_length_give_the_same(levels):
             for i, m in zip(ids.split(10), mask.split(10), strict=True)
         ]
         features = model.encode_tower(input_ids=ids, attention_mask=mask)
+        model.train()
+        lengths = []
+        model.text_fusion.register_forward_pre_hook(lambda _, args: lengths.append(args[0].levels[0].shape[1]))
         wholes = [
-            model.get_text_features(input_ids=ids, attention_mask=mask),
-            model.get_text_features(text_features=features),
+            model(input_ids=ids, attention_mask=mask).text_model_output,
+            model(text_features=features).text_model_output,
         ]
+        assert len(lengths) == 4 and lengths[:2] == lengths[2:] and lengths[0] < lengths[1] < 20
     for whole in wholes:
         for name in ("pooler_output", "fused_embeds", "fusion_weights"):
             expected = torch.cat([part[name] for part in parts])
