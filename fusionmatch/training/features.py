@@ -30,6 +30,7 @@ from ..evaluation.inputs import image_inputs, text_inputs, text_limit
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from ..outputs_fusionmatch import FusionMatchTowerFeatures
+from .checkpoints import check_room
 from .data import picture_view
 
 
@@ -258,6 +259,10 @@ class TowerFeatureCache:
                             partial = paths[name].with_suffix(".partial")
                             save_file(tensors, partial)
                             partial.replace(paths[name])
+                    if i == 0:
+                        written = sum(path.stat().st_size for path in paths.values())
+                        rest = sum(1 for later in missing[1:] if later)
+                        check_room(folder, rest * written, "The tower features, computed once (`feature_cache_dir`),")
             model.train(was_training)
         return cls(folder, rows, levels)
 

@@ -15,6 +15,7 @@
 
 import hashlib
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import datasets
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..evaluation.concepts import evaluate_concepts
@@ -32,6 +33,7 @@ from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import describe_trainable
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import LossLog
+from .checkpoints import SPARE_BYTES, check_room, last_whole_checkpoint
 from .trainer import FusionMatchTrainer
 
 
@@ -97,26 +99,56 @@ def _check_run(folder: Path, key: dict[str, str]) -> None:
 
 def check_output_dir(output_dir: str | Path) -> str | None:
     """
-    The last checkpoint in an output folder, to go on from, or `None` for a new or empty folder.
+    The last whole checkpoint in an output folder, to go on from, or `None` for a new or empty folder.
 
     Raises:
         `ValueError`: the folder holds something else, which a run would overwrite.
+        `OSError`: the folder cannot be written to.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` {folder} is a file. Name a folder.")
+    _check_writable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
-    checkpoint = get_last_checkpoint(str(folder))
+    checkpoint = last_whole_checkpoint(folder)
     # Left behind by a run that stopped before its first checkpoint.
     leftovers = ("feature_cache", "quarantine.jsonl", LossLog.FILE, RUN_FILE)
-    others = [path.name for path in folder.iterdir() if path.name not in leftovers]
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in leftovers and not path.name.startswith(PREFIX_CHECKPOINT_DIR)
+    ]
     if checkpoint is None and others:
         raise ValueError(
             f"The folder {folder} is not empty ({', '.join(sorted(others)[:3])}, ...) and holds no checkpoint to go "
             "on from. Name another `--output_dir`, or empty this one."
         )
     return checkpoint
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"`output_dir` {folder} cannot be written to ({error.strerror}). Name another folder, or get the right to "
+            f"write in {there}."
+        ) from error
+
+
+def _check_room(trainer: FusionMatchTrainer) -> None:
+    """Weights and the two moments of Adam for each checkpoint that is kept, and for the one that is being written."""
+    args = trainer.args
+    if not args.should_save:
+        return
+    _, trained, total = describe_trainable(trainer.model)[-1]
+    saved = trained if hasattr(trainer.model, "peft_config") else total
+    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
+    needed = 4 * (saved + kept * (saved + 2 * trained)) + SPARE_BYTES
+    check_room(args.output_dir, needed, "The checkpoints of this training")
 
 
 def fit(
@@ -160,7 +192,7 @@ def fit(
         )
     checkpoint = args.resume_from_checkpoint or check_output_dir(args.output_dir)
     if str(checkpoint).lower() == "true":
-        checkpoint = get_last_checkpoint(args.output_dir)
+        checkpoint = last_whole_checkpoint(args.output_dir)
     key = _run_key(model, splits, peft_config)
     # Read now: further checkpoints may push this one out (`save_total_limit`).
     steps_before = _steps(checkpoint) if checkpoint else 0
@@ -180,6 +212,7 @@ def fit(
         callbacks=callbacks,
         peft_config=peft_config,
     )
+    _check_room(trainer)
     # A fresh adapter changes nothing, so this measures the base.
     before, before_embeddings = _measure(trainer, splits["test"])
     start = time.perf_counter()

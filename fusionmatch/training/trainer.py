@@ -37,6 +37,7 @@ from .adapters import model_parts, peft_base, trains, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
+from .checkpoints import words_for_a_full_disk
 from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
@@ -486,6 +487,10 @@ class FusionMatchTrainer(Trainer):
             core = self.accelerator.unwrap_model(self.model)
             core.load_state_dict(type(core).from_pretrained(checkpoint, config=core.config).state_dict())
         return whole
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with words_for_a_full_disk(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

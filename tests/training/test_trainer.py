@@ -109,15 +109,16 @@ def test_no_decay_for_vectors_gates_scale_and_level_embeddings(model, splits, pr
     assert by_name[tower]["lr"] == 1e-4
 
 
-@pytest.mark.parametrize("what", ["full", "frozen", "lora"])
+@pytest.mark.parametrize("what", ["full", "frozen", "lora", "mini-batches"])
 def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, tmp_path):
     settings = {"num_train_epochs": 4, "load_best_model_at_end": False, "save_total_limit": None}
+    settings |= {"mini_batch_size": 3 if what == "mini-batches" else None}
 
     def start(folder, seed):
         # What trains starts from another initialisation when resuming: all of it has to come out of the checkpoint.
         tiny_model().save_pretrained(tmp_path / "base")
         model = FusionMatchModel.from_pretrained(tmp_path / "base")
-        if what == "full":
+        if what in ("full", "mini-batches"):
             model = tiny_model(seed=seed)
         elif what == "frozen":
             freeze_towers(model)
@@ -286,6 +287,9 @@ def test_an_unknown_tower_family_names_the_remedy():
 def test_output_folders(tmp_path):
     assert check_output_dir(tmp_path / "new") is None
     (tmp_path / "run" / "checkpoint-7").mkdir(parents=True)
+    assert check_output_dir(tmp_path / "run") is None  # killed before anything was in it
+    (tmp_path / "run" / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    tiny_model().save_pretrained(tmp_path / "run" / "checkpoint-7")
     assert check_output_dir(tmp_path / "run").endswith("checkpoint-7")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.docx").touch()

@@ -1,0 +1,104 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints of a training: which of them are whole, and whether there is room for more."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Trainer writes it last of all.
+STATE_FILE = "trainer_state.json"
+# Beside what is counted: logs, the report, pictures in it.
+SPARE_BYTES = 50 * 2**20
+
+
+def what_is_broken(checkpoint: str | Path) -> str | None:
+    """Why a checkpoint cannot be gone on from, as after a kill in the middle of writing it; `None` for a whole one."""
+    checkpoint = Path(checkpoint)
+    try:
+        TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        weights = sorted(checkpoint.glob("*.safetensors"))
+        for path in weights:
+            # Opening compares the size with the header: a file that was cut short is noticed.
+            with safe_open(path, "pt"):
+                pass
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if weights else "it holds no weights"
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in an output folder that is whole; those that are not are named in a warning."""
+    found = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if path.is_dir() and step.isdigit():
+            found.append((int(step), path))
+    for _, path in sorted(found, reverse=True):
+        reason = what_is_broken(path)
+        if reason is None:
+            return str(path)
+        logger.warning_once(f"{path} is not whole and is left out ({reason}).")
+    return None
+
+
+@contextmanager
+def words_for_a_full_disk(folder: str | Path) -> Iterator[None]:
+    """
+    Says so where a checkpoint cannot be written because the disk is full: torch and safetensors have errors of their
+    own for it.
+
+    Raises:
+        `OSError`: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(folder).free
+        if free > SPARE_BYTES:
+            raise
+        raise OSError(
+            f"The disk of {folder} is full ({free / 2**20:.0f} MiB left), and the checkpoint is not whole. Make room "
+            "and start the same command again: it goes on from the last whole checkpoint."
+        ) from error
+
+
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """
+    Checks that there is room on the disk.
+
+    Args:
+        folder (`str` or `Path`): Where it will be written.
+        needed (`int`): Bytes.
+        what (`str`): What needs them, for the message.
+
+    Raises:
+        `OSError`: there is not enough.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{what} need about {needed / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} MiB left. Make room, "
+            "or name a folder on another disk."
+        )

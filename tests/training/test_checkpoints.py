@@ -1,0 +1,146 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A training that is killed, or whose disk is full, goes on from what is whole."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from fusionmatch.commands import main
+from fusionmatch.training import checkpoints
+from fusionmatch.training.checkpoints import STATE_FILE, last_whole_checkpoint, what_is_broken
+
+from ..core.tiny import tiny_model, tiny_processor
+from .test_trainer import make_trainer
+
+
+@pytest.fixture
+def command(shop, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    options = {
+        "model_name_or_path": tmp_path / "base",
+        "catalogue": shop,
+        "freeze_vision_model": "False",
+        "mini_batch_size": 8,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 1e-3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 3,
+        "eval_strategy": "no",
+        "disable_tqdm": "True",
+    }
+    return ["train", "--use_cpu", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def killed_while_writing(command, folder):
+    """Starts a training and kills it while its third checkpoint or a later one is being written."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusionmatch", *command, "--output_dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        for path in folder.glob("checkpoint-*"):
+            if int(path.name.split("-")[1]) >= 3 and not (path / STATE_FILE).exists():
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return path
+        time.sleep(0.0005)
+    return None
+
+
+def test_killed_in_the_middle_of_a_checkpoint(command, tmp_path, caplog):
+    assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 0
+    for attempt in range(3):
+        folder = tmp_path / f"killed-{attempt}"
+        path = killed_while_writing(command, folder)
+        if path is not None and what_is_broken(path) is not None:
+            break
+    else:
+        pytest.fail("the training was never caught in the middle of writing")
+    before = int(path.name.split("-")[1]) - 1
+    assert main([*command, "--output_dir", str(folder)]) == 0
+    assert f"{path} is not whole" in caplog.text
+    assert f"Going on from {folder / f'checkpoint-{before}'}" in caplog.text
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", folder.name)]
+    assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
+    logs = [(tmp_path / name / "losses.jsonl").read_text() for name in ("whole", folder.name)]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("harm", ["no state", "half a state", "weights cut short", "no weights"])
+def test_the_last_whole_checkpoint_is_found(harm, model, splits, processor, tmp_path, caplog):
+    make_trainer(model, splits, processor, tmp_path, num_train_epochs=3, save_total_limit=None).train()
+    first, second, last = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert last_whole_checkpoint(tmp_path) == str(last)
+    state, weights = last / STATE_FILE, last / "model.safetensors"
+    if harm == "no state":
+        state.unlink()
+    elif harm == "half a state":
+        state.write_text(state.read_text()[:200])
+    elif harm == "weights cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        for file in last.glob("*.safetensors"):
+            file.unlink()
+    assert last_whole_checkpoint(tmp_path) == str(second)
+    assert f"{last} is not whole" in caplog.text
+    shutil.rmtree(first)
+    shutil.rmtree(second)
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_a_run_killed_in_its_first_checkpoint_starts_anew(command, tmp_path):
+    (tmp_path / "out" / "checkpoint-1").mkdir(parents=True)
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 2
+
+
+def test_no_room_is_said_before_anything_is_trained(command, tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 1
+    assert "The checkpoints of this training need about" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_disk_that_fills_up_is_said_in_words(model, splits, processor, tmp_path, monkeypatch):
+    trainer = make_trainer(model, splits, processor, tmp_path, num_train_epochs=1)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "_save_rng_state", full)
+    with pytest.raises(OSError, match="No space left"):  # not a full disk, whatever it says
+        trainer.train()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(OSError, match=r"is full \(1 MiB left\).*goes on from the last whole"):
+        trainer.train()
+
+
+def test_a_folder_that_cannot_be_written_to(command, capsys):
+    assert main([*command, "--output_dir", "/proc/fusionmatch"]) == 1
+    assert "`output_dir` /proc/fusionmatch cannot be written to" in capsys.readouterr().err
