@@ -33,18 +33,22 @@ logger = logging.get_logger(__name__)
 FINGERPRINT_FILE = "fusionmatch_base.json"
 
 
+def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model without its adapters, under the names that they have without: those of its base."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".modules_to_save." not in name and ".lora_" not in name
+    }
+
+
 def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
     """
     Hex digest (32 characters) of a model's weights. By default adapters do not count: a `PeftModel` has the
     fingerprint of its base.
     """
     digest = hashlib.blake2b(digest_size=16)
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if not with_adapter and (".modules_to_save." in name or ".lora_" in name):
-            continue
-        name = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        tensors[name] = tensor
+    tensors = model.state_dict() if with_adapter else base_state_dict(model)
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "retrieval metrics of a checkpoint or adapter on a catalogue"),
     "search": ("search", "find products by text or by picture"),
     "explain": ("explain", "draw which levels, heads, words and concepts decided"),
+    "forgetting": ("forgetting", "what an adaptation cost in general retrieval, and how much of it to use"),
     "concepts": ("concepts", "find the words that describe a catalogue; give them to a base"),
     "starter": ("starter", "build a small base checkpoint without the Hub"),
     "sample-shop": ("sample_shop", "write a small drawn catalogue to try things on"),

@@ -211,6 +211,23 @@ def test_a_ranking_stage_is_trained_on_a_base_that_stays_as_it_is(base, shop, tm
     fails(capsys, [*command, "--output_dir", str(tmp_path / "more")], "ranking stage", "matching")
 
 
+def test_forgetting_measures_strengths_and_writes_the_recommended_one(adapter, shop, tmp_path, capsys):
+    command = ["forgetting", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--disable_tqdm"]
+    fails(capsys, command, "--general_file")
+    command += ["--general_file", str(shop), "--scales", "0", "0.5", "1", "--output_file", str(tmp_path / "curve.png")]
+    assert main([*command, "--output_dir", str(tmp_path / "half")]) == 0
+    shown = capsys.readouterr().out
+    assert "recommended" in shown and "On the test split" in shown
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    content = json.loads((tmp_path / "half" / "forgetting.json").read_text())
+    assert [point["scale"] for point in content["points"]] == [0, 0.5, 1]
+    model, _ = load_pretrained(tmp_path / "half")
+    assert type(model).__name__ == "FusionMatchModel"
+    # A checkpoint does not know what it was adapted from.
+    command[2] = str(tmp_path / "half")
+    fails(capsys, command, "--base")
+
+
 def test_explain_draws_hits_and_misses(adapter, shop, tmp_path, capsys):
     command = ["explain", "--model_name_or_path", str(adapter), "--catalogue", str(shop), "--disable_tqdm"]
     assert main([*command, "--output_file", str(tmp_path / "why.png"), "--num_examples", "1"]) == 0

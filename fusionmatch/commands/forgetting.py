@@ -1,0 +1,109 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`fusionmatch forgetting`: what an adaptation cost in general retrieval, and how much of it to use."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+from torch import nn
+
+from ..catalogue import read_catalogue
+from ..evaluation.forgetting import draw_sweep, interpolated, recommend, sweep
+from ..evaluation.retrieval import evaluate_retrieval
+from ..loading import base_state_dict, load_pretrained
+from .arguments import CommandParser, DataArguments, ModelArguments
+from .models import load_model
+
+
+@dataclass
+class ForgettingArguments:
+    """Against what it is measured, and what is written."""
+
+    general_file: list[str] | None = field(
+        default=None, metadata={"help": "Catalogue(s) of the general corpus; all their rows are measured. Needed."}
+    )
+    base: str | None = field(default=None, metadata={"help": "Of a checkpoint: what it was adapted from."})
+    scales: list[float] = field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
+        metadata={"help": "Strengths: 0 is the base, 1 the adaptation as it was trained."},
+    )
+    keep: float = field(
+        default=0.95, metadata={"help": "Share of the gain that the recommended strength has to keep."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
+    output_file: str | None = field(default=None, metadata={"help": "Picture of the curve: png, pdf or svg."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for a checkpoint at the recommended strength, and `forgetting.json`."}
+    )
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+
+
+def run(argv: list[str]) -> None:
+    """Measures strengths of an adaptation on the catalogue and on a general corpus, and recommends one."""
+    parser = CommandParser((ModelArguments, DataArguments, ForgettingArguments), "forgetting")
+    model_args, data_args, args = parser.parse(argv)
+    if not args.general_file or model_args.model_name_or_path is None:
+        raise ValueError(
+            "Name what was adapted (`--model_name_or_path`) and the general corpus to measure it on as well "
+            "(`--general_file`): what the model was trained on before."
+        )
+    if args.output_dir and Path(args.output_dir).exists() and any(Path(args.output_dir).iterdir()):
+        raise ValueError(f"The folder {args.output_dir} is not empty. Name another `--output_dir`.")
+    model, processor = load_model(model_args)
+    if hasattr(model, "merge_and_unload"):
+        base = {name: tensor.clone() for name, tensor in base_state_dict(model).items()}
+        model = model.merge_and_unload()
+    elif args.base is not None:
+        base = load_pretrained(args.base, dtype=model.dtype)[0].state_dict()
+    else:
+        raise ValueError(
+            f"{model_args.model_name_or_path} is a checkpoint: name the one that it was adapted from, `--base`."
+        )
+    splits = data_args.split(data_args.read())
+    general = read_catalogue({"test": args.general_file}).dataset
+
+    def measure(dataset: datasets.Dataset, each: nn.Module) -> float:
+        return evaluate_retrieval(
+            each, processor, dataset, batch_size=args.batch_size, disable_tqdm=args.disable_tqdm
+        )["rsum"]
+
+    # Chosen on one split, measured on another: the best of five is better than it is.
+    choose = splits.get("validation", splits["test"])
+    points = sweep(model, base, lambda m: measure(choose, m), lambda m: measure(general, m), args.scales)
+    chosen = recommend(points, args.keep)
+    start = next(point for point in points if point.scale == 0)
+    print(f"{'scale':>6} {'catalogue':>10} {'gain':>7} {'general':>8} {'forgotten':>10}   RSUM; validation split")
+    for point in points:
+        mark = "   recommended" if point is chosen else ""
+        print(
+            f"{point.scale:>6g} {point.catalogue:>10.1f} {point.catalogue - start.catalogue:>+7.1f} "
+            f"{point.general:>8.1f} {start.general - point.general:>10.1f}{mark}"
+        )
+    tested = {scale: measure(splits["test"], each) for scale, each in interpolated(model, base, [chosen.scale, 1.0])}
+    print(
+        f"On the test split ({len(splits['test'])} pictures): {tested[chosen.scale]:.1f} at {chosen.scale:g}, "
+        f"{tested[1.0]:.1f} as it was trained."
+    )
+    if args.output_file:
+        print(f"Drawn in {draw_sweep(args.output_file, points, chosen)}")
+    if args.output_dir:
+        for _, each in interpolated(model, base, [chosen.scale]):
+            each.save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+        content = {"points": [asdict(point) for point in points], "recommended": chosen.scale, "test": tested}
+        path = Path(args.output_dir) / "forgetting.json"
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(f"{args.output_dir} is a checkpoint at the strength {chosen.scale:g}.")

@@ -1,0 +1,145 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an adaptation cost in general retrieval, and how much of it to use."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Point:
+    """
+    One strength of an adaptation.
+
+    Args:
+        scale (`float`):
+            Share of the way from the base (0) to the adapted model (1).
+        catalogue, general (`float`):
+            What was measured on the catalogue and on the general corpus; more is better.
+    """
+
+    scale: float
+    catalogue: float
+    general: float
+
+
+def interpolated(
+    model: nn.Module, base: Mapping[str, torch.Tensor], scales: Sequence[float]
+) -> Iterator[tuple[float, nn.Module]]:
+    r"""
+    A model at several strengths of its adaptation, $W_0 + \alpha (W - W_0)$ (WiSE-FT, arXiv 2109.01903). For a merged
+    LoRA that is the scale of the adapter; modules that it carried whole go along.
+
+    Args:
+        model (`nn.Module`):
+            The adapted model, adapters merged; its weights are changed in place, and are its own again at the end.
+        base (`Mapping[str, torch.Tensor]`):
+            Weights of its base under the same names.
+        scales (`Sequence[float]`):
+            Strengths; beyond 1 it goes on the same way.
+
+    Raises:
+        `ValueError`: the weights of the base are not those of such a model.
+    """
+    adapted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    odd = [name for name, tensor in adapted.items() if name not in base or base[name].shape != tensor.shape]
+    if odd or len(base) != len(adapted):
+        raise ValueError(
+            f"The base has other weights than the adapted model ({', '.join(odd[:3]) or 'further ones'}). Name the "
+            "base that it was adapted from, with `--base`."
+        )
+    base = {name: tensor.to(adapted[name].device) for name, tensor in base.items()}
+    try:
+        for scale in scales:
+            model.load_state_dict(
+                {
+                    name: torch.lerp(base[name], tensor, scale) if tensor.is_floating_point() else tensor
+                    for name, tensor in adapted.items()
+                }
+            )
+            yield scale, model
+    finally:
+        model.load_state_dict(adapted)
+
+
+def sweep(
+    model: nn.Module,
+    base: Mapping[str, torch.Tensor],
+    measure_catalogue: Callable[[nn.Module], float],
+    measure_general: Callable[[nn.Module], float],
+    scales: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+) -> list[Point]:
+    """Measures a model at several strengths of its adaptation; the arguments are those of [`interpolated`]."""
+    return [
+        Point(scale, measure_catalogue(each), measure_general(each))
+        for scale, each in interpolated(model, base, scales)
+    ]
+
+
+def recommend(points: Sequence[Point], keep: float = 0.95) -> Point:
+    """
+    Of the strengths that keep enough of the gain, the one that forgets least.
+
+    Args:
+        points (`Sequence[Point]`):
+            Measured strengths, 0 among them.
+        keep (`float`, *optional*, defaults to 0.95):
+            Share of the largest gain on the catalogue that has to be left.
+
+    Raises:
+        `ValueError`: the strength 0 was not measured, or `keep` is no share.
+    """
+    start = next((point for point in points if point.scale == 0), None)
+    if start is None or not 0 < keep <= 1:
+        raise ValueError(
+            f"A recommendation needs the scale 0 and `keep` in (0, 1], got {[point.scale for point in points]} and "
+            f"{keep}."
+        )
+    best = max(point.catalogue for point in points) - start.catalogue
+    if best <= 0:
+        return start
+    enough = [point for point in points if point.catalogue - start.catalogue >= keep * best]
+    return max(enough, key=lambda point: (point.general, -point.scale))
+
+
+def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point, unit: str = "RSUM") -> Path:
+    """
+    The curve: general retrieval against retrieval on the catalogue, the strengths as marks.
+
+    Raises:
+        `ImportError`: matplotlib is not installed; the message has the `pip install` line.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'Drawing needs matplotlib. Install it with: pip install "fusionmatch[plots]", or name no `--output_file`.'
+        ) from error
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([point.general for point in points], [point.catalogue for point in points], "o-", color="C0")
+    for point in points:
+        axes.annotate(f"{point.scale:g}", (point.general, point.catalogue), (6, 4), textcoords="offset points")
+    axes.plot(chosen.general, chosen.catalogue, "o", markersize=13, fillstyle="none", color="C3", label="recommended")
+    axes.set_xlabel(f"general corpus, {unit}")
+    axes.set_ylabel(f"catalogue, {unit}")
+    axes.set_title("Strength of the adaptation: 0 the base, 1 as it was trained", fontsize=10)
+    axes.grid(color="0.9")
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    return Path(path)
