@@ -13,10 +13,14 @@
 # limitations under the License.
 """Pictures and texts as the model takes them; the one place where commands, evaluation and training prepare them."""
 
+import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import PreTrainedConfig
 
 
@@ -25,10 +29,60 @@ def image_inputs(processor: Any, images: Iterable[Any]) -> torch.Tensor:
     Pictures of any mode and size as pixels (images, channels, height, width).
 
     They lie in memory with the channels last: convolutions on a CPU then take a third less time, and nothing else
-    changes.
+    changes. What most image processors do (resize, crop at the centre, rescale, normalise) is done here for the whole
+    batch at once, in half of their time; whether it is the same for a processor is found out once, on test pictures.
     """
-    pixel_values = processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-    return pixel_values["pixel_values"].contiguous(memory_format=torch.channels_last)
+    image_processor, images = processor.image_processor, [image.convert("RGB") for image in images]
+    if _does_the_usual(type(image_processor), json.dumps(image_processor.to_dict(), sort_keys=True, default=str)):
+        return _usual_pixels(image_processor, images)
+    pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
+    return pixel_values.contiguous(memory_format=torch.channels_last)
+
+
+def _usual_pixels(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures resized, cropped at the centre, rescaled and normalised, with the channels last in memory."""
+    p = image_processor
+    arrays = []
+    for image in images:
+        if p.do_resize:
+            size = dict(p.size)
+            if "shortest_edge" in size:
+                # As `get_resize_output_image_size`: the longer side is rounded down.
+                shorter, longer = sorted(image.size)
+                edges = size["shortest_edge"], int(size["shortest_edge"] * longer / shorter)
+                width, height = edges if image.width <= image.height else edges[::-1]
+            else:
+                width, height = size["width"], size["height"]
+            if (width, height) != image.size:
+                image = image.resize((width, height), Image.Resampling(p.resample))
+        if getattr(p, "do_center_crop", None):
+            width, height = p.crop_size["width"], p.crop_size["height"]
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        arrays.append(np.asarray(image))
+    pixels = torch.from_numpy(np.stack(arrays)).float()
+    if p.do_rescale:
+        pixels *= p.rescale_factor
+    if p.do_normalize:
+        pixels = pixels.sub_(torch.tensor(p.image_mean)).div_(torch.tensor(p.image_std))
+    return pixels.permute(0, 3, 1, 2)
+
+
+@cache
+def _does_the_usual(kind: type, settings: str) -> bool:
+    """Whether an image processor gives what [`_usual_pixels`] gives, to 1e-5, of smaller and larger pictures."""
+    image_processor = kind.from_dict(json.loads(settings))
+    noise = np.random.default_rng(0)
+    for size in ((50, 37), (31, 60), (400, 300), (224, 513)):
+        image = Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8))
+        expected = image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        try:
+            found = _usual_pixels(image_processor, [image])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return False
+        if found.shape != expected.shape or not torch.allclose(found, expected.float(), atol=1e-5):
+            return False
+    return True
 
 
 def text_limit(processor: Any, text_config: PreTrainedConfig) -> int:
