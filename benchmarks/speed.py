@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Images/s and texts/s of embedding, pairs/s of training with and without cached tower features, peak memory.
+Images/s and texts/s of embedding, milliseconds to change adapters, peak memory. Training: `training_speed.py`.
 
     python benchmarks/speed.py                                 (starter base and sample shop, made on the spot)
     python benchmarks/speed.py --base base --catalogue products.csv
 
-Each row runs in a process of its own, so that its peak memory is its own. Speeds are medians over the repeats; on a
+Each row runs in a process of its own, so that its peak memory is its own. Figures are medians over the repeats; on a
 shared machine only the ratios between rows of one run say something.
 """
 
@@ -31,59 +31,59 @@ import tempfile
 import time
 from pathlib import Path
 
+from torch import nn
+
 
 ROWS = {
     "embed pictures": "images/s",
     "embed texts": "texts/s",
-    "train, frozen towers, computed every step": "pairs/s",
-    "train, frozen towers, features cached": "pairs/s",
-    "train, LoRA in both towers": "pairs/s",
+    "change to an adapter that is loaded": "ms",
+    "load an adapter and change to it": "ms",
 }
 
 
 def measure(row: str, base: str, catalogue: str, repeats: int) -> list[float]:
-    """Units per second of each repeat, after one to warm up."""
-    from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+    """Units per second of each repeat, after one to warm up; milliseconds for adapters."""
+    from fusionmatch import load_catalogue
     from fusionmatch.evaluation.retrieval import embed_images, embed_texts
     from fusionmatch.loading import load_pretrained
-    from fusionmatch.training import freeze_towers, lora_config
 
     model, processor = load_pretrained(base)
+    if "adapter" in row:
+        return measure_adapters(row, model, repeats)
     dataset = load_catalogue(catalogue)["train"]
+    texts = [text for texts in dataset["texts"] for text in texts]
     speeds = []
-    if row.startswith("embed"):
-        texts = [text for texts in dataset["texts"] for text in texts]
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            if row == "embed pictures":
-                embed_images(model, processor, dataset["image"], disable_tqdm=True)
-            else:
-                embed_texts(model, processor, texts, disable_tqdm=True)
-            speeds.append((len(dataset) if row == "embed pictures" else len(texts)) / (time.perf_counter() - start))
-        return speeds[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        args = FusionMatchTrainingArguments(
-            folder,
-            per_device_train_batch_size=32,
-            num_train_epochs=1,
-            eval_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            cache_tower_features="cached" in row,
-        )
-        peft_config = lora_config(model) if "LoRA" in row else None
-        trainer = FusionMatchTrainer(
-            model if peft_config else freeze_towers(model),
-            args,
-            train_dataset=dataset,
-            processing_class=processor,
-            peft_config=peft_config,
-        )
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            trainer.train()
-            speeds.append(trainer.state.global_step * 32 / (time.perf_counter() - start))
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        if row == "embed pictures":
+            embed_images(model, processor, dataset["image"], disable_tqdm=True)
+        else:
+            embed_texts(model, processor, texts, disable_tqdm=True)
+        speeds.append((len(dataset) if row == "embed pictures" else len(texts)) / (time.perf_counter() - start))
     return speeds[1:]
+
+
+def measure_adapters(row: str, model: nn.Module, repeats: int) -> list[float]:
+    """Milliseconds from one customer's adapter (LoRA in both towers) to another's."""
+    from peft import get_peft_model
+
+    from fusionmatch.training import lora_config
+
+    peft_model = get_peft_model(model, lora_config(model), adapter_name="one")
+    peft_model.add_adapter("two", lora_config(model))
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        peft_model.save_pretrained(folder)
+        for i in range(2 * repeats + 2):
+            start = time.perf_counter()
+            if row.startswith("load"):
+                peft_model.load_adapter(f"{folder}/one", adapter_name=f"customer-{i}")
+                peft_model.set_adapter(f"customer-{i}")
+            else:
+                peft_model.set_adapter(("two", "one")[i % 2])
+            times.append(1000 * (time.perf_counter() - start))
+    return times[2:]
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
             from fusionmatch.catalogue.sample_shop import write_sample_shop
 
             catalogue = str(write_sample_shop(Path(folder) / "shop"))
-        print(f"| {'what':<42} | {'speed':>8} | {'unit':<8} | {'lowest':>8} | {'highest':>8} | peak GB |")
+        print(f"| {'what':<42} | {'median':>8} | {'unit':<8} | {'lowest':>8} | {'highest':>8} | peak GB |")
         print(f"|{'-' * 44}|{'-' * 9}:|{'-' * 10}|{'-' * 9}:|{'-' * 9}:|{'-' * 8}:|")
         for row, unit in ROWS.items():
             command = [sys.executable, __file__, "--row", row, "--base", base, "--catalogue", catalogue]
