@@ -71,7 +71,7 @@ class Intake:
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",
-            *([f"{copies:,} pictures are copies of others."] if copies else []),
+            *([f"Pictures that are copies of others: {copies:,}."] if copies else []),
             f"Columns: {self.columns}.",
             *(f"Quarantined {count:,}: {reason}." for reason, count in count_reasons(self.quarantine)),
         ]

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import time
 
 import pytest
 import torch
@@ -135,6 +136,15 @@ def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, 
     resumed.train(resume_from_checkpoint=str(checkpoint))
     for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda message, name=name: f"{name}: {message}")
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_waiting_for_data_is_reported(slow, model, splits, processor, tmp_path, caplog):
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, num_train_epochs=1, eval_strategy="no")
+    collate = trainer.data_collator
+    trainer.data_collator = lambda items: (time.sleep(0.5 if slow else 0), collate(items))[1]
+    trainer.train()
+    assert ("waited for its data" in caplog.text) == slow
 
 
 def test_accumulated_batches_average(splits, processor, tmp_path):

@@ -1,0 +1,74 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How many copies of a catalogue's pictures are found after they were saved again, and how many pictures of other
+products are taken for copies.
+
+    python benchmarks/duplicates.py --catalogue products.csv
+
+The last line names pairs of different products: look at them, they may be copies indeed.
+"""
+
+import argparse
+import io
+import time
+
+from PIL import Image
+
+from fusionmatch.catalogue import read_catalogue
+from fusionmatch.catalogue.duplicates import group_pictures, picture_hash
+
+
+# Format, quality, and side of the copy as a share of the original's.
+WAYS = (("JPEG", 90, 1.0), ("JPEG", 70, 1.0), ("JPEG", 85, 0.6), ("WEBP", 80, 0.8), ("PNG", None, 0.5))
+
+
+def saved_again(picture: Image.Image, kind: str, quality: int | None, share: float) -> Image.Image:
+    """A copy of a picture in another format, quality and size."""
+    buffer = io.BytesIO()
+    size = tuple(max(1, round(side * share)) for side in picture.size)
+    picture.convert("RGB").resize(size).save(buffer, kind, quality=quality)
+    return Image.open(buffer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogue", required=True)
+    parser.add_argument("--max_samples", type=int, help="rows to read")
+    args = parser.parse_args()
+    dataset = read_catalogue(args.catalogue, max_samples=args.max_samples).dataset
+    start = time.perf_counter()
+    hashes = [picture_hash(picture) for picture in dataset["image"]]
+    hashed = time.perf_counter()
+    group_pictures(hashes)
+    print(
+        f"{len(dataset):,} pictures: {1000 * (hashed - start) / len(dataset):.1f} ms each to decode and hash, "
+        f"{time.perf_counter() - hashed:.2f} s to group\n\n| saved again as | found | of |\n|---|---:|---:|"
+    )
+    for kind, quality, share in WAYS:
+        copies = [picture_hash(saved_again(picture, kind, quality, share)) for picture in dataset["image"]]
+        groups = group_pictures([*hashes, *copies])
+        found = sum(groups[i] == groups[len(hashes) + i] for i in range(len(hashes)))
+        what = (
+            kind + (f" of quality {quality}" if quality else "") + (f", {share:g} times as large" if share < 1 else "")
+        )
+        print(f"| {what} | {found} | {len(hashes)} |", flush=True)
+    owner = dict(zip(dataset["image_id"], dataset["product"], strict=True))
+    rows = zip(dataset["image_id"], dataset["product"], dataset["picture_group"], strict=True)
+    other = [(own, group) for own, product, group in rows if owner[group] != product]
+    print(f"\nOf other products: {len(other)}{'' if not other else f', such as {other[:5]}'}")
+
+
+if __name__ == "__main__":
+    main()
