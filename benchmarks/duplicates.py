@@ -64,9 +64,12 @@ def main() -> None:
             kind + (f" of quality {quality}" if quality else "") + (f", {share:g} times as large" if share < 1 else "")
         )
         print(f"| {what} | {found} | {len(hashes)} |", flush=True)
-    owner = dict(zip(dataset["image_id"], dataset["product"], strict=True))
-    rows = zip(dataset["image_id"], dataset["product"], dataset["picture_group"], strict=True)
-    other = [(own, group) for own, product, group in rows if owner[group] != product]
+    first: dict[str, tuple[str, str]] = {}
+    other = []
+    for name, product, group in zip(dataset["image_id"], dataset["product"], dataset["picture_group"], strict=True):
+        seen, owner = first.setdefault(group, (name, product))
+        if owner != product:
+            other.append((seen, name))
     print(f"\nOf other products: {len(other)}{'' if not other else f', such as {other[:5]}'}")
 
 

@@ -36,10 +36,14 @@ FINGERPRINT_FILE = "fusionmatch_base.json"
 def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of a model without its adapters, under the names that they have without: those of its base."""
     return {
-        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        _base_name(name): tensor
         for name, tensor in model.state_dict().items()
         if ".modules_to_save." not in name and ".lora_" not in name
     }
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
@@ -48,7 +52,9 @@ def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
     fingerprint of its base.
     """
     digest = hashlib.blake2b(digest_size=16)
-    tensors = model.state_dict() if with_adapter else base_state_dict(model)
+    tensors = base_state_dict(model)
+    if with_adapter:
+        tensors = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

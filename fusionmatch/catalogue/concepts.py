@@ -23,6 +23,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -261,14 +262,12 @@ class _Finder:
         self.attribute_columns = tuple(attribute_columns)
         self.columns = ["texts", *attribute_columns]
         self._tag = None if language is None else _tagger(language)
-        self._tagged: dict[str, list[tuple[str, str]]] = {}
+        # The rows of a product, and the pictures of a row, repeat their texts; they stand near each other.
+        self._words = lru_cache(10_000)(self._find_words)
 
-    def _words(self, text: str) -> list[tuple[str, str]]:
-        # The rows of a product, and the pictures of a row, repeat their texts.
-        if text not in self._tagged:
-            tagged = () if self._tag is None else self._tag(html.unescape(text))
-            self._tagged[text] = [(word, kind) for word, kind in tagged if any(letter.isalpha() for letter in word)]
-        return self._tagged[text]
+    def _find_words(self, text: str) -> list[tuple[str, str]]:
+        tagged = () if self._tag is None else self._tag(html.unescape(text))
+        return [(word, kind) for word, kind in tagged if any(letter.isalpha() for letter in word)]
 
     def __call__(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for column in self.attribute_columns:

@@ -14,7 +14,6 @@
 """Which pictures and which texts of a catalogue are the same to a person, though their bytes differ."""
 
 import html
-import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -35,7 +34,7 @@ _CELLS = 8
 MAX_COLOR = 12
 _CONTRAST_SHARE = 8
 # Pairs compared at a time, for memory.
-_PAIRS = 4_000_000
+_PAIRS, _PIECE = 4_000_000, 50_000
 
 
 def picture_hash(picture: Image.Image) -> bytes:
@@ -78,9 +77,10 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
             for word in range(bits.shape[1])
         )
         first, second = np.nonzero(distance <= MAX_BITS)
-        first, second = first + start, second + start
-        close = np.abs(cells[first] - cells[second]).max(axis=1) <= tolerance[first]
-        pairs.append(np.stack([first[close], second[close]]))
+        near = np.stack([first + start, second + start])
+        for piece in np.array_split(near, -(-near.shape[1] // _PIECE) or 1, axis=1):
+            close = np.abs(cells[piece[0]] - cells[piece[1]]).max(axis=1) <= tolerance[piece[0]]
+            pairs.append(piece[:, close])
     first, second = np.concatenate(pairs, axis=1)
     count = len(different)
     _, component = connected_components(coo_array((np.ones(len(first), bool), (first, second)), (count, count)), False)
@@ -88,10 +88,17 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
 
 
+# Punctuation that tells things apart: C# and C, 50 % and 50, t-shirt and -1.5.
+_MEANT = "#%&*@/-"
+
+
 def text_key(text: str) -> str:
     """
-    What two texts have in common that differ only in case, punctuation, spaces, width of letters or HTML entities.
+    What two texts have in common that differ only in case, spaces, width of letters, HTML entities, and full stops,
+    commas and the like.
 
     Not more: a text that differs in one word may differ in the colour.
     """
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", html.unescape(text)).casefold()))
+    plain = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
+    kept = (c if c in _MEANT or unicodedata.category(c)[0] not in "PZC" else " " for c in plain)
+    return " ".join(word for word in "".join(kept).split() if word != "-") or plain

@@ -45,8 +45,7 @@ class Intake:
             - `product` (`str`): the product it shows; pictures of one product match each other's texts;
             - `image_id` (`str`): a stable, readable, unique id;
             - `source_row` (`int64`): the data row it comes from, counted from 1;
-            - `picture_group` (`str`): the `image_id` of the first picture that it is a copy of, saved again or not;
-              its own where there is none;
+            - `picture_group` (`str`): what names the picture and its copies, saved again or not;
 
             and the source's other scalar columns. A name that would collide gets the suffix `_source`.
         quarantine (`list[QuarantinedRow]`): What could not be used, and why.
@@ -66,8 +65,7 @@ class Intake:
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
         products = len(set(self.dataset["product"]))
-        ids, groups = self.dataset["image_id"], self.dataset["picture_group"]
-        copies = sum(own != group for own, group in zip(ids, groups, strict=True))
+        copies = len(self.dataset) - len(set(self.dataset["picture_group"]))
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",

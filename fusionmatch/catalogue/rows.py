@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from .columns import Columns, check_column, choose_columns, guess_separator, is_empty, join_texts, split_cell
 from .duplicates import group_pictures
@@ -33,7 +34,7 @@ from .splits import SPLITS, split_name
 
 
 NO_TEXT = "text is empty or a placeholder"
-_OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group")
+_OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group", "concepts")
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Picture:
         image_id (`str`): Its unique id.
         split (`str`, *optional*): The user's own split.
         texts (`list[str]`): Its texts.
-        group (`str`): Id of the first picture that it is a copy of, its own where there is none.
+        group (`str`): What names it and its copies.
     """
 
     source: int
@@ -165,7 +166,8 @@ def collect_pictures(
             picture.texts.extend(text for text in texts[row] if text not in picture.texts)
     found = list(pictures.values())
     for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
-        picture.group = found[first].image_id
+        # By what is seen in it, so that it is the same in another catalogue.
+        picture.group = xxhash.xxh3_64_hexdigest(found[first].hash)
     return found, faults, list(split_names)
 
 

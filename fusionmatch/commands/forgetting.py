@@ -62,6 +62,12 @@ def run(argv: list[str]) -> None:
         )
     if args.output_dir and Path(args.output_dir).exists() and any(Path(args.output_dir).iterdir()):
         raise ValueError(f"The folder {args.output_dir} is not empty. Name another `--output_dir`.")
+    if 0 not in args.scales or not 0 < args.keep <= 1:
+        raise ValueError(
+            f"`--scales` must hold 0 (the base) and `--keep` lie in (0, 1], got {args.scales} and {args.keep}."
+        )
+    if args.output_file:
+        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
     model, processor = load_model(model_args)
     if hasattr(model, "merge_and_unload"):
         base = {name: tensor.clone() for name, tensor in base_state_dict(model).items()}
@@ -73,6 +79,12 @@ def run(argv: list[str]) -> None:
             f"{model_args.model_name_or_path} is a checkpoint: name the one that it was adapted from, `--base`."
         )
     splits = data_args.split(data_args.read())
+    missing = [name for name in ("validation", "test") if name not in splits]
+    if missing:
+        raise ValueError(
+            f"The splits {missing} are missing: the strength is chosen on `validation` and measured on `test` "
+            "(`--validation_size`, `--test_size`)."
+        )
     general = read_catalogue({"test": args.general_file}).dataset
 
     def measure(dataset: datasets.Dataset, each: nn.Module) -> float:
@@ -81,8 +93,7 @@ def run(argv: list[str]) -> None:
         )["rsum"]
 
     # Chosen on one split, measured on another: the best of five is better than it is.
-    choose = splits.get("validation", splits["test"])
-    points = sweep(model, base, lambda m: measure(choose, m), lambda m: measure(general, m), args.scales)
+    points = sweep(model, base, lambda m: measure(splits["validation"], m), lambda m: measure(general, m), args.scales)
     chosen = recommend(points, args.keep)
     start = next(point for point in points if point.scale == 0)
     print(f"{'scale':>6} {'catalogue':>10} {'gain':>7} {'general':>8} {'forgotten':>10}   RSUM; validation split")
@@ -97,8 +108,6 @@ def run(argv: list[str]) -> None:
         f"On the test split ({len(splits['test'])} pictures): {tested[chosen.scale]:.1f} at {chosen.scale:g}, "
         f"{tested[1.0]:.1f} as it was trained."
     )
-    if args.output_file:
-        print(f"Drawn in {draw_sweep(args.output_file, points, chosen)}")
     if args.output_dir:
         for _, each in interpolated(model, base, [chosen.scale]):
             each.save_pretrained(args.output_dir)
@@ -107,3 +116,5 @@ def run(argv: list[str]) -> None:
         path = Path(args.output_dir) / "forgetting.json"
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{args.output_dir} is a checkpoint at the strength {chosen.scale:g}.")
+    if args.output_file:
+        print(f"Drawn in {draw_sweep(args.output_file, points, chosen)}")

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..outputs_fusionmatch import FusionMatchTowerOutput
-from .retrieval import FeatureLookup, embed_images, embed_texts, unique_texts
+from .retrieval import embed_catalogue, unique_texts
 
 
 def r_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -45,59 +45,69 @@ def r_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
     return 100 * shares[counts > 0].mean().item()
 
 
-def evaluate_concepts(
-    model: nn.Module,
-    processor: Any,
-    dataset: datasets.Dataset,
-    batch_size: int = 64,
-    disable_tqdm: bool = False,
-    vision_features: FeatureLookup | None = None,
-    text_features: FeatureLookup | None = None,
+class ConceptCollector:
+    """Keeps the log-probabilities of the concepts of each item, from batches of outputs."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, torch.Tensor] = {}
+
+    def __call__(self, output: FusionMatchTowerOutput, rows: Sequence[int]) -> None:
+        self._found.update(zip(rows, output.concept_log_probs.float().cpu(), strict=True))
+
+    @property
+    def log_probs(self) -> torch.Tensor:
+        """In the order of the rows, (items, concepts)."""
+        return torch.stack([self._found[row] for row in range(len(self._found))])
+
+
+def concept_metrics(
+    words: Sequence[str], dataset: datasets.Dataset, images: torch.Tensor, texts: torch.Tensor
 ) -> dict[str, float]:
     """
-    R-precision ([`r_precision`]) of the concepts that a model finds in the pictures and texts of a catalogue split.
+    R-precision ([`r_precision`]) of the concepts found in the pictures and texts of a catalogue split.
 
     Args:
-        model ([`FusionMatchModel`] or `PeftModel`):
-            A model with concepts.
-        processor ([`FusionMatchProcessor`]):
-            Its processor.
+        words (`Sequence[str]`):
+            The concepts.
         dataset (`datasets.Dataset`):
-            Rows with `image`, `texts`, `product` and `concepts` ([`~fusionmatch.catalogue.ConceptBank.label`]).
-
-    The other arguments are those of [`~fusionmatch.evaluation.retrieval.embed_catalogue`].
+            Rows with `texts`, `product` and `concepts` ([`~fusionmatch.catalogue.ConceptBank.label`]).
+        images, texts (`torch.FloatTensor` of shape `(images, concepts)` and `(texts, concepts)`):
+            Probabilities of the concepts or their logarithms, for the rows and for the
+            [`~fusionmatch.evaluation.retrieval.unique_texts`] of the dataset.
 
     Returns:
         `dict[str, float]`: in percent, `concepts_image_r_precision`, `concepts_text_r_precision`, and for comparison
-        `concepts_frequency_r_precision`: the commonest concepts of this split for every picture.
+        `concepts_frequency_r_precision`: the commonest concepts of this split for every picture. Empty where the rows
+        name none of the words.
     """
-    words = {word: i for i, word in enumerate(model.config.concept_words)}
+    index = {word: i for i, word in enumerate(words)}
     known: dict[tuple[str, str], set[str]] = {}
-    for texts, product, concepts in zip(dataset["texts"], dataset["product"], dataset["concepts"], strict=True):
-        for text in texts:
-            known.setdefault((text, product), set()).update(concepts)
+    for own_texts, product, concepts in zip(dataset["texts"], dataset["product"], dataset["concepts"], strict=True):
+        for text in own_texts:
+            known.setdefault((text, product), set()).update(concepts or ())
 
     def table(rows: Sequence[Any]) -> torch.Tensor:
-        labels = torch.zeros(len(rows), len(words), dtype=torch.bool)
+        labels = torch.zeros(len(rows), len(index), dtype=torch.bool)
         for i, row in enumerate(rows):
-            labels[i, [words[word] for word in row if word in words]] = True
+            labels[i, [index[word] for word in row or () if word in index]] = True
         return labels
 
-    def found(embed: Any, items: Sequence[Any], size: int, **features: Any) -> torch.Tensor:
-        log_probs = torch.empty(len(items), len(words))
-
-        def keep(output: FusionMatchTowerOutput, rows: Sequence[int]) -> None:
-            log_probs[list(rows)] = output.concept_log_probs.float().cpu()
-
-        embed(model, processor, items, size, disable_tqdm, collect=keep, **features)
-        return log_probs
-
     of_images = table(dataset["concepts"])
+    if not of_images.any():
+        return {}
     of_texts = table([known[key] for key in zip(*unique_texts(dataset), strict=True)])
-    images = found(embed_images, dataset["image"], batch_size, vision_features=vision_features)
-    texts = found(embed_texts, unique_texts(dataset)[0], 4 * batch_size, text_features=text_features)
     return {
         "concepts_image_r_precision": r_precision(images, of_images),
         "concepts_text_r_precision": r_precision(texts, of_texts),
         "concepts_frequency_r_precision": r_precision(of_images.sum(dim=0).float(), of_images),
     }
+
+
+def evaluate_concepts(model: nn.Module, processor: Any, dataset: datasets.Dataset, **kwargs: Any) -> dict[str, float]:
+    """
+    [`concept_metrics`] of a model with concepts; `kwargs` go to
+    [`~fusionmatch.evaluation.retrieval.embed_catalogue`].
+    """
+    found = ConceptCollector(), ConceptCollector()
+    embed_catalogue(model, processor, dataset, collect=found, ranking_top_k=0, **kwargs)
+    return concept_metrics(model.config.concept_words, dataset, *(each.log_probs for each in found))

@@ -229,6 +229,7 @@ def embed_catalogue(
     vision_features: FeatureLookup | None = None,
     text_features: FeatureLookup | None = None,
     ranking_top_k: int = 20,
+    collect: tuple[Collect, Collect] | None = None,
 ) -> CatalogueEmbeddings:
     """
     Embeds the pictures of a catalogue split and the different texts of its products. A ranking stage, where the model
@@ -241,6 +242,8 @@ def embed_catalogue(
             Cached tower features by row, and by index into [`unique_texts`].
         ranking_top_k (`int`, *optional*, defaults to 20):
             Candidates of each query for the ranking stage; 0 leaves it out.
+        collect (`tuple[Callable, Callable]`, *optional*):
+            As in [`embed_images`] and [`embed_texts`], in this order.
 
     The other arguments are those of [`embed_images`] and [`embed_texts`].
 
@@ -251,12 +254,21 @@ def embed_catalogue(
         raise ValueError(f"`ranking_top_k` must be 0 or more, got {ranking_top_k}.")
     texts, text_products = unique_texts(dataset)
     ranker = ranking_model(model) if ranking_top_k else None
-    image_tokens, text_tokens = (None, None) if ranker is None else (TokenCollector(), TokenCollector())
+    tokens = None if ranker is None else (TokenCollector(), TokenCollector())
+
+    def collector(side: int) -> Collect:
+        def keep(output: FusionMatchTowerOutput, rows: Sequence[int]) -> None:
+            for part in (tokens, collect):
+                if part is not None:
+                    part[side](output, rows)
+
+        return keep
+
     found = CatalogueEmbeddings(
         image_embeds=embed_images(
-            model, processor, dataset["image"], batch_size, disable_tqdm, vision_features, image_tokens
+            model, processor, dataset["image"], batch_size, disable_tqdm, vision_features, collector(0)
         ),
-        text_embeds=embed_texts(model, processor, texts, 4 * batch_size, disable_tqdm, text_features, text_tokens),
+        text_embeds=embed_texts(model, processor, texts, 4 * batch_size, disable_tqdm, text_features, collector(1)),
         image_products=list(dataset["product"]),
         text_products=text_products,
         texts=texts,
@@ -264,7 +276,7 @@ def embed_catalogue(
     if ranker is not None:
         was_training = ranker.training
         ranker.eval()
-        sides = (found.text_embeds, text_tokens.tokens), (found.image_embeds, image_tokens.tokens)
+        sides = (found.text_embeds, tokens[1].tokens), (found.image_embeds, tokens[0].tokens)
         found.candidates = {
             direction: rerank(ranker, *sides, direction, ranking_top_k, disable_tqdm=disable_tqdm)
             for direction in ("i2t", "t2i")

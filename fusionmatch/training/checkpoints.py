@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -37,15 +36,17 @@ def what_is_broken(checkpoint: str | Path) -> str | None:
     """Why a checkpoint cannot be gone on from, as after a kill in the middle of writing it; `None` for a whole one."""
     checkpoint = Path(checkpoint)
     try:
-        TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-        weights = sorted(checkpoint.glob("*.safetensors"))
-        for path in weights:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        for path in checkpoint.glob("*.safetensors"):
             # Opening compares the size with the header: a file that was cut short is noticed.
             with safe_open(path, "pt"):
                 pass
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    return None if weights else "it holds no weights"
+    # Weights in one file or several; folders are those of FSDP and DeepSpeed.
+    names = [path.name for path in checkpoint.iterdir() if path.is_dir() or path.suffix in (".safetensors", ".bin")]
+    weights = ("model", "adapter_model", "pytorch_model", "global_step")
+    return None if any(name.startswith(weights) for name in names) else "it holds no weights"
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:

@@ -92,8 +92,8 @@ class PairDataset(Dataset):
             )
         self.dataset = dataset if decode_images else None
         self.texts = [list(texts) for texts in dataset["texts"]]
-        names = dataset["picture_group"] if "picture_group" in dataset.column_names else range(len(self.texts))
-        self.picture_names = [product_id(str(name)) for name in names]
+        names = dataset["picture_group"] if "picture_group" in dataset.column_names else [None] * len(self.texts)
+        self.picture_names = [product_id(f"row {i}" if name is None else name) for i, name in enumerate(names)]
         self.text_names = [[product_id(text_key(text)) for text in texts] for texts in self.texts]
         self.shared = SharedItems(self.products, self.picture_names, self.text_names)
         self.concepts = list(dataset["concepts"]) if "concepts" in dataset.column_names else None
@@ -185,12 +185,12 @@ class SharedItems:
     ) -> torch.Tensor:
         """Pairs of a batch that are no negatives, bool of shape (texts, images); positives may be among them."""
         table = torch.zeros(len(text_products), len(image_products), dtype=torch.bool, device=text_products.device)
-        for i, name in enumerate(text_names.tolist()):
-            if name in self.texts:
-                table[i] |= torch.isin(image_products, self.texts[name].to(table.device))
-        for j, name in enumerate(image_names.tolist()):
-            if name in self.pictures:
-                table[:, j] |= torch.isin(text_products, self.pictures[name].to(table.device))
+        for name in set(text_names.tolist()) & self.texts.keys():
+            same = torch.isin(image_products, self.texts[name].to(table.device))
+            table |= (text_names == name)[:, None] & same[None, :]
+        for name in set(image_names.tolist()) & self.pictures.keys():
+            same = torch.isin(text_products, self.pictures[name].to(table.device))
+            table |= same[:, None] & (image_names == name)[None, :]
         return table
 
 
@@ -231,7 +231,7 @@ class FusionMatchCollator:
         if self._concepts and "concepts" in items[0]:
             labels = torch.zeros(len(items), len(self._concepts), dtype=torch.bool)
             for i, item in enumerate(items):
-                labels[i, [self._concepts[word] for word in item["concepts"] if word in self._concepts]] = True
+                labels[i, [self._concepts[word] for word in item["concepts"] or () if word in self._concepts]] = True
             batch["image_labels"] = labels
             batch["text_labels"] = labels.repeat_interleave(torch.tensor([len(item["texts"]) for item in items]), 0)
         if self.vision_features is not None:

@@ -65,8 +65,9 @@ class BatchPairs:
         every = tuple(gather_with_grad(part) for part in products)
         pairs = cls(every[0][:, None] == every[1][None, :], text_products[:, None] == image_products[None, :])
         if shared and text_names is not None and image_names is not None:
-            pairs.own_ignored = shared.ignored(*products, text_names, image_names)
             pairs.ignored = shared.ignored(*every, gather_with_grad(text_names), gather_with_grad(image_names))
+            alone = every[0] is text_products
+            pairs.own_ignored = pairs.ignored if alone else shared.ignored(*products, text_names, image_names)
         return pairs
 
 

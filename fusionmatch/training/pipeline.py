@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..evaluation.concepts import evaluate_concepts
+from ..evaluation.concepts import ConceptCollector, concept_metrics
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
@@ -144,10 +144,18 @@ def _check_room(trainer: FusionMatchTrainer) -> None:
     args = trainer.args
     if not args.should_save:
         return
-    _, trained, total = describe_trainable(trainer.model)[-1]
+    trained, total = (
+        sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad or every)
+        for every in (False, True)
+    )
     saved = trained if hasattr(trainer.model, "peft_config") else total
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
-    needed = 4 * (saved + kept * (saved + 2 * trained)) + SPARE_BYTES
+    moments = 0 if args.save_only_model else 2 * trained
+    # Those of a run that is gone on with lie there already, and make room for others.
+    there = sum(
+        path.stat().st_size for path in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if path.is_file()
+    )
+    needed = saved + max(0, kept * (saved + moments) - there) + SPARE_BYTES
     check_room(args.output_dir, needed, "The checkpoints of this training")
 
 
@@ -251,6 +259,8 @@ def _steps(checkpoint: str) -> int:
 
 
 def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[dict[str, float], CatalogueEmbeddings]:
+    words = trainer.model.config.concept_words if "concepts" in dataset.column_names else None
+    concepts = (ConceptCollector(), ConceptCollector()) if words else None
     embeddings = embed_catalogue(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
@@ -258,16 +268,10 @@ def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[di
         batch_size=trainer.args.per_device_eval_batch_size,
         disable_tqdm=trainer.args.disable_tqdm,
         ranking_top_k=trainer.args.ranking_top_k,
+        collect=concepts,
         **trainer.cached_features(dataset),
     )
     metrics = embeddings.metrics()
-    if "concepts" in dataset.column_names and trainer.model.config.num_concepts:
-        metrics |= evaluate_concepts(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            dataset,
-            batch_size=trainer.args.per_device_eval_batch_size,
-            disable_tqdm=True,
-            **trainer.cached_features(dataset),
-        )
+    if concepts is not None:
+        metrics |= concept_metrics(words, dataset, *(each.log_probs for each in concepts))
     return metrics, embeddings

@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch.utils.data import Sampler
-from transformers.utils import logging
 
 from ..evaluation.retrieval import FeatureLookup, embed_images, embed_texts
 from .data import FusionMatchCollator, PairDataset
 from .distributed import from_main_process
 
-
-logger = logging.get_logger(__name__)
 
 SAMPLERS = {
     "batch_sampler": "at random",
@@ -36,6 +36,8 @@ SAMPLERS = {
 }
 # Rows that come together by `hard_negatives`: one drawn at random and its nearest of other products.
 NEIGHBOURS = 8
+# Similarities at a time, for memory.
+_SCORES = 2**24
 
 Embed = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
@@ -44,10 +46,10 @@ class SpreadSampler(Sampler[int]):
     """
     Gives the rows of an epoch in an order in which each run of `batch_size` holds every product at most once, and
     nothing that several products share ([`~fusionmatch.training.data.SharedItems`]): in a large batch of a catalogue
-    with many variants these would be the negatives that teach nothing, and with one item a product all others teach.
+    with many variants these would be the negatives that teach nothing. What has more rows than there are batches is
+    spread evenly over all of them.
 
-    Rows that cannot be spread any more, as when one product has more pictures than there are batches, come at the end,
-    as they are. The order is the same in all processes, and a checkpoint keeps it.
+    The order is the same in all processes, and a checkpoint keeps it.
 
     Args:
         pairs ([`PairDataset`]):
@@ -58,7 +60,8 @@ class SpreadSampler(Sampler[int]):
             Another seed gives other orders.
         embed (`Callable`, *optional*):
             Gives unit vectors of the pictures and of one text of every row, (rows, d) each, as the model sees them
-            now; rows then come with their [`NEIGHBOURS`] most similar ones of other products.
+            now. Rows then come with their [`NEIGHBOURS`] most similar ones of other products in place of being spread;
+            time grows with the square of their number.
     """
 
     def __init__(self, pairs: PairDataset, batch_size: int, seed: int = 0, embed: Embed | None = None) -> None:
@@ -81,8 +84,8 @@ class SpreadSampler(Sampler[int]):
         generator = torch.Generator().manual_seed((self.seed << 20) + self.pairs.epoch)
         order = torch.randperm(len(self.pairs), generator=generator).tolist()
         if self.embed is not None:
-            order = self._beside_neighbours(order, *self.embed())
-        return self._spread(order)
+            return self._beside_neighbours(order, *self.embed())
+        return self._spread(order, generator)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Epoch and order of the rows, for a checkpoint; empty before the first epoch."""
@@ -93,50 +96,62 @@ class SpreadSampler(Sampler[int]):
         self.order = (int(state["epoch"]), state["order"]) if state else None
 
     def _names(self, row: int) -> set[int]:
+        """The product of a row, and what it shares with others."""
         shared = self.pairs.shared
         names = {self.pairs.products[row]}
         names |= {self.pairs.picture_names[row]} & shared.pictures.keys()
         return names | (set(self.pairs.text_names[row]) & shared.texts.keys())
 
-    def _spread(self, order: list[int]) -> list[int]:
-        """First come, first served; who finds something of their own in the batch waits for the next one."""
-        done: list[int] = []
-        waiting = order
-        while waiting:
-            batch: list[int] = []
-            taken: set[int] = set()
-            later = []
-            for position, row in enumerate(waiting):
-                names = self._names(row)
-                if names & taken:
-                    later.append(row)
-                    continue
-                batch.append(row)
-                taken |= names
-                if len(batch) == self.batch_size:
-                    later += waiting[position + 1 :]
-                    break
-            if len(batch) < self.batch_size:
-                return done + batch + later
-            done += batch
-            waiting = later
-        return done
+    def _groups(self) -> list[int]:
+        """A number for each row, the same for rows that have a name in common, also by way of others."""
+        rows, columns, index = [], [], {}
+        for row in range(len(self.pairs)):
+            for name in self._names(row):
+                rows.append(row)
+                columns.append(len(self.pairs) + index.setdefault(name, len(index)))
+        size = len(self.pairs) + len(index)
+        table = coo_array((np.ones(len(rows), bool), (rows, columns)), (size, size))
+        return connected_components(table, directed=False)[1][: len(self.pairs)].tolist()
+
+    def _spread(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """
+        Deals rows out to the batches in turn, those of a group and within it of a product one after the other: each
+        batch then gets at most one of them, or as few as can be.
+        """
+        count = len(order) // self.batch_size
+        if count < 2:
+            return order
+        groups, products = self._groups(), self.pairs.products
+        place: dict[int, int] = {}
+        for position, row in enumerate(order):
+            place.setdefault(groups[row], position)
+        # What is left over from whole batches comes last, other rows in each epoch.
+        whole, rest = order[: count * self.batch_size], order[count * self.batch_size :]
+        dealt = sorted(whole, key=lambda row: (place[groups[row]], products[row]))
+        batches = [dealt[first::count] for first in range(count)]
+        shuffled = torch.randperm(count, generator=generator).tolist()
+        return [row for batch in shuffled for row in batches[batch]] + rest
 
     def _beside_neighbours(self, order: list[int], images: torch.Tensor, texts: torch.Tensor) -> list[int]:
         """The order with each row followed by those whose pictures are the nearest to its text, if still free."""
         products = torch.tensor(self.pairs.products)
         found = []
-        for rows in torch.arange(len(order)).split(1024):
+        for rows in torch.arange(len(order)).split(max(1, _SCORES // len(order))):
             scores = texts[rows] @ images.t()
             scores.masked_fill_(products[rows][:, None] == products[None, :], -torch.inf)
-            found.append(scores.topk(min(4 * NEIGHBOURS, scores.shape[1]), dim=1).indices.cpu())
+            found.append(scores.topk(min(4 * NEIGHBOURS, scores.shape[1]), dim=1).indices)
         nearest = torch.cat(found).tolist()
+        names = [self._names(row) for row in range(len(order))]
         free = [True] * len(order)
         result = []
         for row in order:
             if not free[row]:
                 continue
-            group = [row, *(other for other in nearest[row] if free[other] and other != row)][: NEIGHBOURS + 1]
+            group, taken = [row], set(names[row])
+            for other in nearest[row]:
+                if free[other] and other != row and not names[other] & taken and len(group) <= NEIGHBOURS:
+                    group.append(other)
+                    taken |= names[other]
             for one in group:
                 free[one] = False
             result += group
@@ -169,9 +184,4 @@ def make_sampler(name: str, pairs: PairDataset, batch_size: int, seed: int, embe
     """A sampler by its name in [`SAMPLERS`]; `None` for the trainer's own."""
     if name == "batch_sampler":
         return None
-    products = len(set(pairs.products))
-    if products < batch_size:
-        logger.warning(
-            f"There are {products:,} products for batches of {batch_size:,}: `{name}` cannot keep them apart there."
-        )
     return SpreadSampler(pairs, batch_size, seed, embed if name == "hard_negatives" else None)

@@ -180,6 +180,12 @@ class FusionMatchTrainer(Trainer):
                     "agree on concepts, but not on those that a person would name. `--concepts_file concepts.json`, "
                     "or `ConceptBank.label`, ties them to their words."
                 )
+            named = {word for row in pairs.concepts or () for word in row or ()}
+            if named and words and not named & set(words):
+                raise ValueError(
+                    f"The rows name {len(named)} concepts ({', '.join(sorted(named)[:3])}, ...), and none of them is "
+                    f"one of the base's ({', '.join(words[:3])}, ...). Name the concepts file that the base was given."
+                )
             texts = [text for row in pairs.texts for text in row]
             self._report_truncated(texts)
             features = self.cached_features(train_dataset, texts, args.image_views)

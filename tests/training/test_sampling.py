@@ -42,21 +42,28 @@ def test_every_row_once_and_no_product_twice_in_a_batch(products, batch_size, ep
     order = list(SpreadSampler(pairs, batch_size, seed=1))
     assert sorted(order) == list(range(len(products)))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    spread = [len({products[row] for row in batch}) == len(batch) for batch in batches]
-    # Only what could not be spread any more comes as it is, at the end: from there on fewer products than a batch
-    # holds are left.
-    if False in spread:
-        rest = order[spread.index(False) * batch_size :]
-        assert len({products[row] for row in rest}) < batch_size
+    whole = len(products) // batch_size
+    for batch in batches[:whole] if whole > 1 else ():
+        for product in {products[row] for row in batch}:
+            # As few as can be: one, where there are as many batches as the product has rows.
+            assert sum(products[row] == product for row in batch) <= -(-products.count(product) // whole)
 
 
 def test_what_products_share_is_not_twice_in_a_batch():
-    texts = [["a"], ["b"], ["c"], ["C!"], ["d"], ["e"]]
-    pairs = pairs_of(range(6), groups=[0, 0, 2, 3, 4, 5], texts=texts)
+    texts = [["a"], ["b"], ["c"], ["C!"], ["d"], ["e"], ["f"], ["g"]]
+    pairs = pairs_of(range(8), groups=[0, 0, 2, 3, 4, 5, 6, 7], texts=texts)
     for epoch in range(10):
         pairs.set_epoch(epoch)
-        first = set(list(SpreadSampler(pairs, 4))[:4])
-        assert not {0, 1} <= first and not {2, 3} <= first
+        order = list(SpreadSampler(pairs, 4))
+        for batch in (set(order[:4]), set(order[4:])):
+            assert not {0, 1} <= batch and not {2, 3} <= batch
+
+
+def test_what_most_rows_share_is_spread_evenly():
+    pairs = pairs_of(range(600), texts=[["T-shirt"] if i % 3 == 0 else [f"text {i}"] for i in range(600)])
+    order = list(SpreadSampler(pairs, 60))
+    shares = [sum(row % 3 == 0 for row in order[i : i + 60]) for i in range(0, 600, 60)]
+    assert shares == [20] * 10
 
 
 def test_orders_differ_by_epoch_and_seed_and_are_kept():
