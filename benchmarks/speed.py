@@ -29,7 +29,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -86,6 +89,30 @@ def measure_adapters(row: str, model: nn.Module, repeats: int) -> list[float]:
     return times[2:]
 
 
+@contextmanager
+def base_and_catalogue(base: str | None, catalogue: str | None) -> Iterator[tuple[str, str]]:
+    """The named ones; without, the starter base and the sample shop, made for the while."""
+    with tempfile.TemporaryDirectory() as folder:
+        if base is None:
+            from fusionmatch.starter import build_starter
+
+            base = str(build_starter(Path(folder) / "base"))
+        if catalogue is None:
+            from fusionmatch.catalogue.sample_shop import write_sample_shop
+
+            catalogue = str(write_sample_shop(Path(folder) / "shop"))
+        yield base, catalogue
+
+
+def run_row(script: str, row: str, *options: str) -> dict[str, Any]:
+    """What a row of a benchmark prints as JSON, measured in a process of its own."""
+    command = [sys.executable, script, "--row", row, *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise SystemExit(f"{row} failed:\n{run.stderr[-3000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="checkpoint; without, the starter base")
@@ -99,25 +126,12 @@ def main() -> None:
         print(json.dumps({"speeds": speeds, "peak_gb": peak}))
         return
 
-    with tempfile.TemporaryDirectory() as folder:
-        base, catalogue = args.base, args.catalogue
-        if base is None:
-            from fusionmatch.starter import build_starter
-
-            base = str(build_starter(Path(folder) / "base"))
-        if catalogue is None:
-            from fusionmatch.catalogue.sample_shop import write_sample_shop
-
-            catalogue = str(write_sample_shop(Path(folder) / "shop"))
+    with base_and_catalogue(args.base, args.catalogue) as (base, catalogue):
         print(f"| {'what':<42} | {'median':>8} | {'unit':<8} | {'lowest':>8} | {'highest':>8} | peak GB |")
         print(f"|{'-' * 44}|{'-' * 9}:|{'-' * 10}|{'-' * 9}:|{'-' * 9}:|{'-' * 8}:|")
         for row, unit in ROWS.items():
-            command = [sys.executable, __file__, "--row", row, "--base", base, "--catalogue", catalogue]
-            command += ["--repeats", str(args.repeats)]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode != 0:
-                raise SystemExit(f"{row} failed:\n{run.stderr[-3000:]}")
-            found = json.loads(run.stdout.splitlines()[-1])
+            options = ("--base", base, "--catalogue", catalogue, "--repeats", str(args.repeats))
+            found = run_row(__file__, row, *options)
             speeds = found["speeds"]
             print(
                 f"| {row:<42} | {statistics.median(speeds):>8.1f} | {unit:<8} | {min(speeds):>8.1f} | "

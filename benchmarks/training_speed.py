@@ -25,14 +25,12 @@ catalogue to the trained model: what we compute once and keep is in it. Each row
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import datasets
+from speed import base_and_catalogue, run_row
 
 
 ROWS = (
@@ -136,25 +134,13 @@ def main() -> None:
     if args.row:
         print(json.dumps(measure(args.row, args.base, args.catalogue, args.epochs)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        base, catalogue = args.base, args.catalogue
-        if base is None:
-            from fusionmatch.starter import build_starter
-
-            base = str(build_starter(Path(folder) / "base"))
-        if catalogue is None:
-            from fusionmatch.catalogue.sample_shop import write_sample_shop
-
-            catalogue = str(write_sample_shop(Path(folder) / "shop"))
+    with base_and_catalogue(args.base, args.catalogue) as (base, catalogue):
         print("| what | epochs | seconds | pairs/s | peak GB | RSUM |\n|---|---:|---:|---:|---:|---:|", flush=True)
         found = {}
         for row in ROWS:
             epochs = max(1, args.epochs // 5) if "LoRA" in row else args.epochs
-            command = [sys.executable, __file__, "--row", row, "--base", base, "--catalogue", catalogue]
-            run = subprocess.run([*command, "--epochs", str(epochs)], capture_output=True, text=True, check=False)
-            if run.returncode != 0:
-                raise SystemExit(f"{row} failed:\n{run.stderr[-3000:]}")
-            found[row] = json.loads(run.stdout.splitlines()[-1])
+            options = ("--base", base, "--catalogue", catalogue, "--epochs", str(epochs))
+            found[row] = run_row(__file__, row, *options)
             print(
                 f"| {row} | {epochs} | {found[row]['seconds']:.0f} | {found[row]['speed']:.1f} | "
                 f"{found[row]['peak_gb']:.2f} | {found[row]['rsum']:.1f} |",

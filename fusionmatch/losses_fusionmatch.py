@@ -202,8 +202,7 @@ def concept_divergence(
 
     That alone makes the two agree, on whichever concepts. With labels the concepts mean their words: a share $w$ of
     the loss is the mean over both sides of $KL(l_i \| p_i)$, with $l_i$ uniform over the concepts that are known of an
-    item. CVSE mixes the labels into the text's distribution; by the convexity of the divergence this is a bound of it,
-    and it ties both sides.
+    item. CVSE mixes the labels into the text's distribution with that share instead; here both sides are tied to them.
 
     Args:
         text_concepts (`torch.Tensor` of shape `(texts, concepts)`):

@@ -15,7 +15,7 @@
 
 import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import imagehash
 import numpy as np
@@ -83,9 +83,24 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
             pairs.append(piece[:, close])
     first, second = np.concatenate(pairs, axis=1)
     count = len(different)
-    _, component = connected_components(coo_array((np.ones(len(first), bool), (first, second)), (count, count)), False)
+    _, component = connected_components(
+        coo_array((np.ones(len(first), bool), (first, second)), (count, count)), directed=False
+    )
     leader: dict[int, int] = {}
     return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
+
+
+def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:
+    """A number for each row, the same for rows that have a name in common, also by way of other rows."""
+    rows, columns, index = [], [], {}
+    count = 0
+    for count, own in enumerate(names, start=1):
+        for name in own:
+            rows.append(count - 1)
+            columns.append(index.setdefault(name, len(index)))
+    size = count + len(index)
+    table = coo_array((np.ones(len(rows), bool), (rows, [count + column for column in columns])), (size, size))
+    return connected_components(table, directed=False)[1][:count].tolist()
 
 
 # Punctuation that tells things apart: C# and C, 50 % and 50, t-shirt and -1.5.

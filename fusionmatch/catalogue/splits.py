@@ -18,6 +18,8 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from .duplicates import connected_rows
+
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def product_share(product: str, seed: int = 0) -> float:
 
 def tie_products(products: Sequence[str], pictures: Sequence[str]) -> dict[str, str]:
     """
-    Ties products that share a picture (union-find), since a picture must not stand in two splits.
+    Ties products that share a picture, since a picture must not stand in two splits.
 
     Args:
         products (`Sequence[str]`): Product of each row.
@@ -80,20 +82,13 @@ def tie_products(products: Sequence[str], pictures: Sequence[str]) -> dict[str, 
     Returns:
         `dict[str, str]`: For every product the smallest name among those it is tied to, itself when there is none.
     """
-    leader = {product: product for product in products}
-
-    def find(product: str) -> str:
-        while leader[product] != product:
-            leader[product] = leader[leader[product]]
-            product = leader[product]
-        return product
-
-    first: dict[str, str] = {}
-    for product, picture in zip(products, pictures, strict=True):
-        one, other = find(product), find(first.setdefault(picture, product))
-        if one != other:
-            leader[max(one, other)] = min(one, other)
-    tied = {product: find(product) for product in leader}
+    groups = connected_rows(
+        (("product", product), ("picture", picture)) for product, picture in zip(products, pictures, strict=True)
+    )
+    first: dict[int, str] = {}
+    for product, group in zip(products, groups, strict=True):
+        first[group] = min(product, first.get(group, product))
+    tied = {product: first[group] for product, group in zip(products, groups, strict=True)}
 
     name, count = Counter(tied.values()).most_common(1)[0] if tied else ("", 0)
     if count > max(10, len(tied) // 10):

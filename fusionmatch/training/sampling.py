@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch.utils.data import Sampler
 
+from ..catalogue.duplicates import connected_rows
 from ..evaluation.retrieval import FeatureLookup, embed_images, embed_texts
 from .data import FusionMatchCollator, PairDataset
 from .distributed import from_main_process
@@ -102,17 +100,6 @@ class SpreadSampler(Sampler[int]):
         names |= {self.pairs.picture_names[row]} & shared.pictures.keys()
         return names | (set(self.pairs.text_names[row]) & shared.texts.keys())
 
-    def _groups(self) -> list[int]:
-        """A number for each row, the same for rows that have a name in common, also by way of others."""
-        rows, columns, index = [], [], {}
-        for row in range(len(self.pairs)):
-            for name in self._names(row):
-                rows.append(row)
-                columns.append(len(self.pairs) + index.setdefault(name, len(index)))
-        size = len(self.pairs) + len(index)
-        table = coo_array((np.ones(len(rows), bool), (rows, columns)), (size, size))
-        return connected_components(table, directed=False)[1][: len(self.pairs)].tolist()
-
     def _spread(self, order: list[int], generator: torch.Generator) -> list[int]:
         """
         Deals rows out to the batches in turn, those of a group and within it of a product one after the other: each
@@ -121,7 +108,8 @@ class SpreadSampler(Sampler[int]):
         count = len(order) // self.batch_size
         if count < 2:
             return order
-        groups, products = self._groups(), self.pairs.products
+        groups = connected_rows(self._names(row) for row in range(len(order)))
+        products = self.pairs.products
         place: dict[int, int] = {}
         for position, row in enumerate(order):
             place.setdefault(groups[row], position)

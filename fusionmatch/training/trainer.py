@@ -206,7 +206,7 @@ class FusionMatchTrainer(Trainer):
         self._first_norm, self._waited = None, 0.0
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
-        batch = args.per_device_train_batch_size * args.world_size
+        batch = args.train_batch_size * args.world_size
         if pairs is not None:
             self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
         if pairs is not None:

@@ -36,6 +36,8 @@ def main() -> None:
         logging_steps=1,
         learning_rate=1e-3,
         mini_batch_size=mini_batch_size,
+        # Its order follows from embeddings of the main process; the others are given it.
+        batch_sampler="hard_negatives",
         texts_per_image=1,
         image_views=2,
         loss_components=["fused", "instance"],
