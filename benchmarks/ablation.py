@@ -26,6 +26,7 @@ Writes `ablation.csv`, `ablation.md` and `ablation.png` into the work folder. `-
 
 import argparse
 import csv
+import dataclasses
 import fnmatch
 import json
 import logging
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["*"], help="names, groups or patterns")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument("--against", help="take the differences to this row, not to the control; writes no files")
     args = parser.parse_args()
     chosen = [row for row in ROWS if any(fnmatch.fnmatch(n, p) for p in args.rows for n in (row.group, row.name))]
     if args.list:
@@ -265,6 +267,10 @@ def main() -> None:
             rsum = summarise(args.work_dir, [row], bench.splits["test"])[0]["rsum_by_seed"]
             print(f"{row.name}, seed {seed}: {numbers['seconds']:.0f} s, RSUM by seed {rsum}", flush=True)
 
+    if args.against is not None:
+        others = [dataclasses.replace(row, against=args.against) for row in chosen]
+        print(markdown(summarise(args.work_dir, others, bench.splits["test"])))
+        return
     table = summarise(args.work_dir, ROWS, bench.splits["test"])
     with (args.work_dir / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for line in table for key in line)))

@@ -22,6 +22,7 @@ from .concepts import ConceptBank, build_concepts
 from .intake import Intake, load_catalogue, read_catalogue
 from .quarantine import QuarantinedRow
 from .splits import split_products
+from .unpaired import add_unpaired_images, hide_pairs, read_unpaired_texts
 
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "ConceptBank",
     "Intake",
     "QuarantinedRow",
+    "add_unpaired_images",
     "build_concepts",
+    "hide_pairs",
     "join_texts",
     "load_catalogue",
     "read_catalogue",
+    "read_unpaired_texts",
     "split_products",
 ]

@@ -23,7 +23,7 @@ import datasets
 import yaml
 from transformers import HfArgumentParser
 
-from ..catalogue import ConceptBank, Intake, read_catalogue
+from ..catalogue import ConceptBank, Intake, add_unpaired_images, hide_pairs, read_catalogue, read_unpaired_texts
 from ..configuration_fusionmatch import FusionMatchConfig
 from ..training.adapters import PRESETS
 
@@ -141,6 +141,25 @@ class FitDataArguments(DataArguments):
         default=None,
         metadata={"help": "The base's concepts (of fusionmatch concepts): what rows say of them is learnt from."},
     )
+    unpaired_images: str | None = field(
+        default=None, metadata={"help": "Folder of pictures that nobody has matched yet; learnt from with the texts."}
+    )
+    unpaired_texts: str | None = field(
+        default=None, metadata={"help": "Text file, one a line, of texts that nobody has matched yet."}
+    )
+    labels: int | None = field(
+        default=None,
+        metadata={
+            "help": "To see what few labels do: so many training pictures keep their texts, others are taken apart."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.unpaired_images is None) != (self.unpaired_texts is None):
+            raise ValueError("Unpaired pictures are learnt from together with unpaired texts, so name both.")
+        if self.labels is not None and self.unpaired_images is not None:
+            raise ValueError("`--labels` takes pairs of the catalogue apart itself; leave the unpaired ones out.")
 
     def split(self, intake: Intake) -> datasets.DatasetDict:
         """Divides what was read; rows get the concepts that they name, where a file of concepts is given."""
@@ -149,6 +168,19 @@ class FitDataArguments(DataArguments):
             return splits
         bank = ConceptBank.load(self.concepts_file)
         return datasets.DatasetDict({name: bank.label(split) for name, split in splits.items()})
+
+    def take_apart(self, splits: datasets.DatasetDict) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
+        """The splits with unpaired pictures in `train`, and the unpaired texts, where there are any."""
+        if "train" not in splits:
+            return splits, None
+        if self.labels is not None:
+            train, texts = hide_pairs(splits["train"], self.labels, self.split_seed)
+        elif self.unpaired_images is not None and self.unpaired_texts is not None:
+            train = add_unpaired_images(splits["train"], self.unpaired_images)
+            texts = read_unpaired_texts(self.unpaired_texts)
+        else:
+            return splits, None
+        return datasets.DatasetDict(splits | {"train": train}), texts
 
 
 class CommandParser(HfArgumentParser):

@@ -45,11 +45,15 @@ def fit_and_report(
     output_dir = Path(args.output_dir)
     intake = data_args.read()
     splits = data_args.split(intake)
+    splits, unpaired_texts = data_args.take_apart(splits)
     output_dir.mkdir(parents=True, exist_ok=True)
     if main_process:
         print(intake.summary())
         for name, split in splits.items():
             print(f"  {name:<10} {len(split):>7,} pictures of {len(set(split['product'])):,} products")
+        if unpaired_texts is not None:
+            apart = sum(1 for texts in splits["train"]["texts"] if not texts)
+            print(f"  of train, {apart:,} pictures without texts; {len(unpaired_texts):,} texts without pictures")
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
     model, processor = load_model(model_args, ranking_stage=ranking_stage or None)
@@ -61,7 +65,8 @@ def fit_and_report(
     if freeze is not None:
         freeze(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
-    result = fit(model, processor, splits, args, peft_config=None if peft_config is None else peft_config(model))
+    adapter = None if peft_config is None else peft_config(model)
+    result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)
     if not main_process:
         return
     trained, total = result.trainable[-1][1:]

@@ -71,6 +71,15 @@ class FusionMatchTrainingArguments(TrainingArguments):
             Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
         tower_learning_rate (`float`, *optional*):
             Learning rate of the towers' weights (or of the LoRA weights in them), defaults to `learning_rate`.
+        pseudo_pair_threshold (`float`, *optional*, defaults to 0.5):
+            How sure the teacher has to be that an unpaired picture and an unpaired text belong together, in [0, 1]
+            ([`~fusionmatch.training.unpaired.mutual_nearest`]).
+        pseudo_pair_share (`float`, *optional*, defaults to 0.5):
+            Largest share of an epoch that is pseudo-pairs, in [0, 1].
+        pseudo_pair_start (`float`, *optional*, defaults to 0.5):
+            Share of the training, in [0, 1], from which on there are pseudo-pairs; 1 for none at all.
+        teacher_decay (`float`, *optional*, defaults to 0.99):
+            Share of the teacher, a moving average of the weights, that stays at a step, in [0, 1].
         training_guard (`bool`, *optional*, defaults to `True`):
             Whether to stop a training that cannot succeed within its first steps, see [`TrainingGuard`].
         cache_tower_features (`bool`, *optional*, defaults to `True`):
@@ -147,6 +156,18 @@ class FusionMatchTrainingArguments(TrainingArguments):
     tower_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate in the towers (LoRA or full); defaults to learning_rate."}
     )
+    pseudo_pair_threshold: float = field(
+        default=0.5, metadata={"help": "How sure the teacher has to be of a pair, in [0, 1]."}
+    )
+    pseudo_pair_share: float = field(
+        default=0.5, metadata={"help": "Largest share of an epoch that is pseudo-pairs, in [0, 1]."}
+    )
+    pseudo_pair_start: float = field(
+        default=0.5, metadata={"help": "Share of the training from which on there are pseudo-pairs; 1 for none."}
+    )
+    teacher_decay: float = field(
+        default=0.99, metadata={"help": "Share of the teacher (a moving average) that stays at a step, in [0, 1]."}
+    )
     training_guard: bool = field(default=True, metadata={"help": "Stop a training that cannot succeed, and say why."})
     cache_tower_features: bool = field(
         default=True, metadata={"help": "Compute features of frozen towers once and keep them on disk."}
@@ -170,6 +191,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
             raise ValueError(f"`loss_components` must be some of {', '.join(COMPONENTS)}, got {self.loss_components}.")
         if self.max_text_length is not None and self.max_text_length < 2:
             raise ValueError(f"`max_text_length` must be at least 2 tokens, got {self.max_text_length}.")
+        for name in ("pseudo_pair_threshold", "pseudo_pair_share", "pseudo_pair_start", "teacher_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a share in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.lr_floor < 1:
             raise ValueError(f"`lr_floor` must be a share of the peak rate in [0, 1), got {self.lr_floor}.")
         # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.

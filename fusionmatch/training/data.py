@@ -115,23 +115,36 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def all_texts(self) -> list[str]:
+        """The texts of all rows, one after the other: what `text_indices` of an item count."""
+        return [text for texts in self.texts for text in texts]
+
+    def to_embed(self) -> tuple[Sequence[int], Sequence[str], Sequence[int]]:
+        """Rows whose pictures a sampler wants to look at, and texts with their indices: the first one of each row."""
+        return range(len(self)), [texts[0] for texts in self.texts], self.first_text[:-1]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         texts = self.texts[index]
         # Rows start at different texts, so that one batch does not hold the first captions only.
         start = self.epoch * self.texts_per_image + index
         chosen = [(start + i) % len(texts) for i in range(min(self.texts_per_image, len(texts)))]
-        view = (self.epoch + index) % self.image_views
-        item = {
-            "view_index": index * self.image_views + view,
+        item = self._picture(index) | {
             "texts": [texts[i] for i in chosen],
             "text_indices": [self.first_text[index] + i for i in chosen],
             "product": self.products[index],
         }
         if self.shared:
-            item["picture_name"] = self.picture_names[index]
             item["text_names"] = [self.text_names[index][i] for i in chosen]
         if self.concepts is not None:
             item["concepts"] = self.concepts[index]
+        return item
+
+    def _picture(self, index: int) -> dict[str, Any]:
+        view = (self.epoch + index) % self.image_views
+        item: dict[str, Any] = {"view_index": index * self.image_views + view}
+        if self.shared:
+            item["picture_name"] = self.picture_names[index]
         if self.dataset is not None:
             item["image"] = picture_view(self.dataset[index]["image"], index, view)
         return item

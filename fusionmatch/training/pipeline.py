@@ -166,6 +166,7 @@ def fit(
     args: FusionMatchTrainingArguments,
     peft_config: Any = None,
     callbacks: list[TrainerCallback] | None = None,
+    unpaired_texts: datasets.Dataset | None = None,
 ) -> FitResult:
     r"""
     Measures a base on the test split, trains on the training split (choosing the best epoch on the validation split),
@@ -184,6 +185,9 @@ def fit(
             Trains an adapter in place of the model's own weights.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks for the trainer.
+        unpaired_texts (`datasets.Dataset`, *optional*):
+            Texts that nobody has matched yet; rows of `train` with empty `texts` are the pictures
+            ([`~fusionmatch.training.unpaired`]).
 
     Returns:
         [`FitResult`]
@@ -219,6 +223,7 @@ def fit(
         processing_class=processor,
         callbacks=callbacks,
         peft_config=peft_config,
+        unpaired_texts=unpaired_texts,
     )
     _check_room(trainer)
     # A fresh adapter changes nothing, so this measures the base.
@@ -247,6 +252,7 @@ def fit(
             "parameters": result.trainable[-1][2],
             "pictures": {name: len(split) for name, split in splits.items()},
             "products": {name: len(set(split["product"])) for name, split in splits.items()},
+            "labelled_pictures": sum(1 for texts in splits["train"]["texts"] if texts),
         }
         path = Path(args.output_dir) / "metrics.json"
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

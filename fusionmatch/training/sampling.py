@@ -154,16 +154,17 @@ def embed_rows(
     collator: FusionMatchCollator,
     batch_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors (rows, d) of the picture and of the first text of each row, from cached features where possible."""
+    """Unit vectors (n, d) of pictures and texts of [`PairDataset.to_embed`], from cached features where possible."""
 
-    def features(cache: FeatureLookup | None, first: Sequence[int]) -> FeatureLookup | None:
-        return None if cache is None else lambda rows: cache([first[row] for row in rows])
+    def features(cache: FeatureLookup | None, places: Sequence[int]) -> FeatureLookup | None:
+        return None if cache is None else lambda items: cache([places[item] for item in items])
 
-    views = range(0, len(pairs) * pairs.image_views, pairs.image_views)
-    vision, text = features(collator.vision_features, views), features(collator.text_features, pairs.first_text)
-    texts = [texts[0] for texts in pairs.texts]
+    rows, texts, places = pairs.to_embed()
+    vision = features(collator.vision_features, [row * pairs.image_views for row in rows])
+    text = features(collator.text_features, places)
+    images = dataset.select(rows)["image"]
     return (
-        embed_images(model, processor, dataset["image"], batch_size, disable_tqdm=True, vision_features=vision),
+        embed_images(model, processor, images, batch_size, disable_tqdm=True, vision_features=vision),
         embed_texts(model, processor, texts, batch_size, disable_tqdm=True, text_features=text),
     )
 

@@ -44,6 +44,7 @@ from .features import TowerFeatureCache
 from .guards import TrainingGuard, alignment, uniformity
 from .objective import BatchPairs, MatchingObjective
 from .sampling import embed_rows, make_sampler
+from .unpaired import MeanTeacher, PartlyPairedDataset, PseudoPairSampler, mutual_nearest
 
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,8 @@ WAITING_SHARE = 0.3
 WEIGHTING_FILE = "loss_weighting.safetensors"
 # The order of the rows, where a sampler of ours chose it.
 SAMPLER_FILE = "batch_sampler.safetensors"
+# The moving average, where there is one.
+TEACHER_FILE = "teacher.safetensors"
 
 
 class FusionMatchTrainer(Trainer):
@@ -76,6 +79,9 @@ class FusionMatchTrainer(Trainer):
             Further callbacks.
         peft_config (`peft.PeftConfig`, *optional*):
             Wraps the model in an adapter first; [`lora_config`] makes one that fits.
+        unpaired_texts (`datasets.Dataset`, *optional*):
+            Texts (column `text`) of which nobody has said yet which picture they belong to; rows of `train_dataset`
+            with empty `texts` are the pictures ([`~fusionmatch.training.unpaired`]).
 
     Raises:
         `ValueError`: a dataset has another schema or fewer than two products, or nothing is trainable.
@@ -112,6 +118,7 @@ class FusionMatchTrainer(Trainer):
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
+        unpaired_texts: datasets.Dataset | None = None,
         **kwargs: Any,
     ) -> None:
         if processing_class is None:
@@ -169,9 +176,15 @@ class FusionMatchTrainer(Trainer):
         collator = FusionMatchCollator(processing_class, core.config.text_config, concept_words=words)
         pairs, self._shared = None, None
         if train_dataset is not None:
-            pairs = PairDataset(
-                train_dataset, args.texts_per_image, args.image_views, decode_images=not self._cached_vision
-            )
+            settings = {
+                "texts_per_image": args.texts_per_image,
+                "image_views": args.image_views,
+                "decode_images": not self._cached_vision,
+            }
+            if unpaired_texts is None:
+                pairs = PairDataset(train_dataset, **settings)
+            else:
+                pairs = PartlyPairedDataset(train_dataset, unpaired_texts, **settings)
             self._shared = pairs.shared
             self._check_batch_size(args, len(pairs))
             if "concept" in args.loss_components and pairs.concepts is None:
@@ -186,7 +199,7 @@ class FusionMatchTrainer(Trainer):
                     f"The rows name {len(named)} concepts ({', '.join(sorted(named)[:3])}, ...), and none of them is "
                     f"one of the base's ({', '.join(words[:3])}, ...). Name the concepts file that the base was given."
                 )
-            texts = [text for row in pairs.texts for text in row]
+            texts = pairs.all_texts
             self._report_truncated(texts)
             features = self.cached_features(train_dataset, texts, args.image_views)
             collator.vision_features = features.get("vision_features")
@@ -207,7 +220,25 @@ class FusionMatchTrainer(Trainer):
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
         batch = args.train_batch_size * args.world_size
-        if pairs is not None:
+        self._teacher: MeanTeacher | None = None
+        if isinstance(pairs, PartlyPairedDataset):
+            if args.batch_sampler != "batch_sampler":
+                raise ValueError(
+                    f"`batch_sampler` cannot be {args.batch_sampler} with unpaired texts, whose pairs another sampler "
+                    "finds; leave it away."
+                )
+            self._teacher = MeanTeacher(self.model, args.teacher_decay)
+            self.add_callback(self._teacher)
+            self._sampler = PseudoPairSampler(
+                pairs,
+                self._teach,
+                lambda: self.state.global_step / max(1, self.state.max_steps),
+                args.pseudo_pair_start,
+                args.pseudo_pair_threshold,
+                args.pseudo_pair_share,
+                args.seed,
+            )
+        elif pairs is not None:
             self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
         if pairs is not None:
             self.add_callback(EpochCallback(pairs))
@@ -304,6 +335,12 @@ class FusionMatchTrainer(Trainer):
         size = self.args.per_device_eval_batch_size
         return embed_rows(model, self.processing_class, self._train_rows, self.train_dataset, self.data_collator, size)
 
+    def _teach(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with self._teacher.in_place():
+            scale = self._core.similarity.logit_scale.float().exp().item()
+            places, texts, confidence = mutual_nearest(*self._embed_rows(), scale)
+        return torch.tensor(self.train_dataset.unlabelled)[places], texts, confidence
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         if self._sampler is None:
             return super()._get_train_sampler(train_dataset)
@@ -324,7 +361,9 @@ class FusionMatchTrainer(Trainer):
         texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
         self._last_batch = texts, images, pairs.positives
         self._chance = self.objective.chance_level(model, pairs, self.state.global_step)
-        if not self.args.training_guard:
+        # The mean of hinges in the warm-up lies below the largest ones after it: no start to compare with.
+        warms_up = self.args.contrastive_loss == "triplet" and self.state.global_step < self.args.triplet_warmup_steps
+        if not self.args.training_guard or warms_up:
             return
         growth = 1.0
         if self._guard.early:
@@ -364,6 +403,10 @@ class FusionMatchTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._loss_log.means()
+            if self._teacher is not None:
+                pairs = self.train_dataset
+                logs["pseudo_pairs"] = (pairs.assigned >= 0).sum().item()
+                logs |= {} if pairs.precision is None else {"pseudo_pair_precision": pairs.precision}
             if self._chance is not None:
                 texts, images, positives = self._last_batch
                 logs |= {
@@ -456,6 +499,8 @@ class FusionMatchTrainer(Trainer):
             save_file(self.objective.weighting.state_dict(), Path(output_dir) / WEIGHTING_FILE)
             if self._sampler is not None:
                 save_file(self._sampler.state_dict(), Path(output_dir) / SAMPLER_FILE)
+            if self._teacher is not None:
+                save_file(self._teacher.state_dict(), Path(output_dir) / TEACHER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -463,6 +508,8 @@ class FusionMatchTrainer(Trainer):
             self.objective.weighting.load_state_dict(load_file(Path(checkpoint) / WEIGHTING_FILE))
         if checkpoint is not None and self._sampler is not None and (Path(checkpoint) / SAMPLER_FILE).is_file():
             self._sampler.load_state_dict(load_file(Path(checkpoint) / SAMPLER_FILE))
+        if checkpoint is not None and self._teacher is not None and (Path(checkpoint) / TEACHER_FILE).is_file():
+            self._teacher.load_state_dict(load_file(Path(checkpoint) / TEACHER_FILE))
         if checkpoint is not None and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
             # The optimizer brings the rate that the next step had in the run before. Where this run is longer, so is
             # its schedule, and the step has another one.
