@@ -70,12 +70,19 @@ class FitResult:
 RUN_FILE = "run.json"
 
 
-def _run_key(model: FusionMatchModel, splits: datasets.DatasetDict, peft_config: Any) -> dict[str, str]:
+def _run_key(
+    model: FusionMatchModel,
+    splits: datasets.DatasetDict,
+    peft_config: Any,
+    unpaired_texts: datasets.Dataset | None,
+) -> dict[str, str]:
     """What a run has to have in common with one that it goes on from."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(splits):
         columns = (splits[name]["product"], splits[name]["texts"])
         digest.update(json.dumps([name, *(list(column) for column in columns)], ensure_ascii=False).encode())
+    if unpaired_texts is not None:
+        digest.update(json.dumps(list(unpaired_texts["text"]), ensure_ascii=False).encode())
     return {
         "trains": "weights" if peft_config is None else "an adapter",
         "base": fingerprint(model),
@@ -205,7 +212,7 @@ def fit(
     checkpoint = args.resume_from_checkpoint or check_output_dir(args.output_dir)
     if str(checkpoint).lower() == "true":
         checkpoint = last_whole_checkpoint(args.output_dir)
-    key = _run_key(model, splits, peft_config)
+    key = _run_key(model, splits, peft_config, unpaired_texts)
     # Read now: further checkpoints may push this one out (`save_total_limit`).
     steps_before = _steps(checkpoint) if checkpoint else 0
     if checkpoint:

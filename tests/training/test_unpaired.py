@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a moving average of the model finds among unpaired pictures and texts."""
 
+import json
 import math
 
 import datasets
@@ -20,14 +21,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn.functional import normalize
 
 from fusionmatch.catalogue import hide_pairs
+from fusionmatch.commands import main
 from fusionmatch.evaluation.retrieval import embed_images, embed_texts
 from fusionmatch.training import FusionMatchTrainer
 from fusionmatch.training import unpaired as module
 from fusionmatch.training.unpaired import MeanTeacher, PartlyPairedDataset, PseudoPairSampler, mutual_nearest
 
+from ..core.tiny import tiny_model, tiny_processor
 from .test_trainer import arguments, freeze_towers
 
 
@@ -212,3 +216,44 @@ def test_another_sampler_is_refused(model, splits, processor, tmp_path):
 def test_shares_are_shares(name, tmp_path):
     with pytest.raises(ValueError, match=rf"`{name}` must be a share in \[0, 1\], got 1.5"):
         arguments(tmp_path, **{name: 1.5})
+
+
+@pytest.fixture
+def command(shop, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    files = {"model_name_or_path": tmp_path / "base", "catalogue": shop, "output_dir": tmp_path / "run"}
+    options = files | {"num_train_epochs": 2, "per_device_train_batch_size": 16, "disable_tqdm": "True"}
+    return ["train", "--use_cpu", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def test_the_command_takes_pairs_apart(command, splits, tmp_path, capsys):
+    assert main([*command, "--labels", "20"]) == 0
+    assert f"{len(splits['train']) - 20} pictures without texts" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["labelled_pictures"] == 20
+
+
+def test_the_command_takes_a_folder_and_a_file(command, splits, shop, tmp_path, capsys):
+    (tmp_path / "new").mkdir()
+    for number in range(3):
+        Image.new("RGB", (48, 48), (80 * number, 9, 9)).save(tmp_path / "new" / f"{number}.png")
+    (tmp_path / "texts.txt").write_text("a red thing\na black thing\n")
+    unpaired = ["--unpaired_images", str(tmp_path / "new"), "--unpaired_texts", str(tmp_path / "texts.txt")]
+    assert main([*command, *unpaired]) == 0
+    assert "3 pictures without texts; 2 texts without pictures" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["labelled_pictures"] == len(splits["train"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--unpaired_images", "somewhere"], "so name both"),
+        (["--labels", "20", "--unpaired_images", "a", "--unpaired_texts", "b"], "takes pairs of the catalogue apart"),
+        (["--labels", "20000"], "between 2 and the"),
+        (["--unpaired_images", "nowhere", "--unpaired_texts", "b"], "nowhere"),
+    ],
+)
+def test_the_command_refuses(options, words, command, capsys):
+    assert main([*command, *options]) == 1
+    assert words in capsys.readouterr().err
