@@ -243,7 +243,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["*"], help="names, groups or patterns")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
-    parser.add_argument("--against", help="take the differences to this row, not to the control; writes no files")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--against", choices=names, metavar="ROW", help="take the differences to it; writes no files")
     args = parser.parse_args()
     chosen = [row for row in ROWS if any(fnmatch.fnmatch(n, p) for p in args.rows for n in (row.group, row.name))]
     if args.list:

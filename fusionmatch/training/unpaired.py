@@ -106,7 +106,6 @@ class PartlyPairedDataset(PairDataset):
             raise ValueError("The pairs that are known are of fewer than two products. Match some more.")
         truth = unpaired_texts["products"] if "products" in unpaired_texts.column_names else []
         self._truth = [{product_id(name) for name in names} for names in truth]
-        self._true_product = list(self.products)
         # A text that a known product has belongs to it, whichever picture it is found for.
         known = {name: self.products[row] for row in self.labelled for name in self.text_names[row]}
         self._unpaired_names = [product_id(text_key(text)) for text in self.unpaired_texts]
@@ -125,7 +124,7 @@ class PartlyPairedDataset(PairDataset):
         rows = (self.assigned >= 0).nonzero().flatten().tolist()
         if not rows or not any(self._truth):
             return None
-        return sum(self._true_product[row] in self._truth[self.assigned[row]] for row in rows) / len(rows)
+        return sum(self.products[row] in self._truth[self.assigned[row]] for row in rows) / len(rows)
 
     def to_embed(self) -> tuple[Sequence[int], Sequence[str], Sequence[int]]:
         """The unpaired pictures and texts."""

@@ -116,3 +116,13 @@ def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, proce
     with pytest.raises(TrainingStoppedError, match=cause):
         trainer.train()
     assert trainer.state.global_step <= 50
+
+
+def test_the_warm_up_of_the_triplet_loss_is_no_start_to_compare_with(splits, processor, tmp_path):
+    """It is another loss, and lower than the one that follows."""
+    settings = STEPS | {"max_steps": 6, "contrastive_loss": "triplet", "triplet_warmup_steps": 4}
+    trainer = make_trainer(healthy_model(0), splits, processor, tmp_path, learning_rate=1e-3, **settings)
+    seen = []
+    trainer._guard.check = lambda **batch: seen.append(batch["loss"])
+    trainer.train()
+    assert len(seen) == 2
