@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "retrieval metrics of a checkpoint or adapter on a catalogue"),
     "search": ("search", "find products by text or by picture"),
     "explain": ("explain", "draw which levels, heads, words and concepts decided"),
+    "learning-curve": ("learning_curve", "how many labelled pairs an adaptation needs"),
     "forgetting": ("forgetting", "what an adaptation cost in general retrieval, and how much of it to use"),
     "concepts": ("concepts", "find the words that describe a catalogue; give them to a base"),
     "starter": ("starter", "build a small base checkpoint without the Hub"),
@@ -44,7 +45,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, yaml.YAMLEr
 
 def usage() -> str:
     """The overview of all sub-commands."""
-    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items())
     return (
         textwrap.dedent("""\
         usage: fusionmatch COMMAND [options]        (fusionmatch COMMAND --help for its options)

@@ -15,12 +15,7 @@
 
 from dataclasses import dataclass, field
 
-from peft import LoraConfig
-from torch import nn
-
-from ..modeling_fusionmatch import FusionMatchModel
-from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
-from ..training.adapters import FULL_TOWER_LEARNING_RATE
+from ..training import FusionMatchTrainingArguments
 from .arguments import CommandParser, FitDataArguments, LoraArguments, ModelArguments
 from .fitting import fit_and_report
 
@@ -38,29 +33,6 @@ def run(argv: list[str]) -> None:
     """Adapts a base to a catalogue."""
     parser = CommandParser((ModelArguments, FitDataArguments, LoraArguments, AdaptTrainingArguments), "adapt")
     model_args, data_args, lora_args, args = parser.parse(argv)
-    frozen = {"vision": lora_args.freeze_vision_model, "text": lora_args.freeze_text_model}
-
-    if lora_args.preset == "full":
-
-        def freeze(model: nn.Module) -> None:
-            for tower in frozen:
-                getattr(unwrap_model(model), f"{tower}_model").requires_grad_(not frozen[tower])
-
-        if args.tower_learning_rate is None:
-            args.tower_learning_rate = FULL_TOWER_LEARNING_RATE
-        fit_and_report("checkpoint", model_args, data_args, args, freeze=freeze)
-        return
-
-    def peft_config(model: FusionMatchModel) -> LoraConfig:
-        return lora_config(
-            model,
-            r=lora_args.lora_r,
-            lora_alpha=lora_args.lora_alpha,
-            lora_dropout=lora_args.lora_dropout,
-            target_modules=lora_args.lora_target_modules,
-            towers=tuple(tower for tower in frozen if not frozen[tower]),
-            use_rslora=lora_args.use_rslora,
-            use_dora=lora_args.preset == "dora",
-        )
-
-    fit_and_report("adapter", model_args, data_args, args, peft_config)
+    what = "checkpoint" if lora_args.preset == "full" else "adapter"
+    lora_args.settle(args)
+    fit_and_report(what, model_args, data_args, args, lora_args.prepare)

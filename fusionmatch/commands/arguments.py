@@ -21,11 +21,14 @@ from typing import Any
 
 import datasets
 import yaml
+from peft import LoraConfig
 from transformers import HfArgumentParser
 
 from ..catalogue import ConceptBank, Intake, add_unpaired_images, hide_pairs, read_catalogue, read_unpaired_texts
 from ..configuration_fusionmatch import FusionMatchConfig
-from ..training.adapters import PRESETS
+from ..modeling_fusionmatch import FusionMatchModel
+from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
+from ..training.adapters import FULL_TOWER_LEARNING_RATE, PRESETS
 
 
 @dataclass
@@ -78,6 +81,29 @@ class LoraArguments:
             raise ValueError(f"`--preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
         if self.preset == "fast":
             self.freeze_vision_model = self.freeze_text_model = True
+
+    def settle(self, args: FusionMatchTrainingArguments) -> None:
+        """Gives the training arguments what the preset asks for, where they say nothing."""
+        if self.preset == "full" and args.tower_learning_rate is None:
+            args.tower_learning_rate = FULL_TOWER_LEARNING_RATE
+
+    def prepare(self, model: FusionMatchModel) -> LoraConfig | None:
+        """The adapter to train; for `full` there is none, and what does not train is frozen."""
+        frozen = {"vision": self.freeze_vision_model, "text": self.freeze_text_model}
+        if self.preset == "full":
+            for tower in frozen:
+                getattr(unwrap_model(model), f"{tower}_model").requires_grad_(not frozen[tower])
+            return None
+        return lora_config(
+            model,
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+            towers=tuple(tower for tower in frozen if not frozen[tower]),
+            use_rslora=self.use_rslora,
+            use_dora=self.preset == "dora",
+        )
 
 
 @dataclass

@@ -35,11 +35,13 @@ def fit_and_report(
     model_args: ModelArguments,
     data_args: FitDataArguments,
     args: FusionMatchTrainingArguments,
-    peft_config: Callable[[Any], Any] | None = None,
+    prepare: Callable[[nn.Module], Any],
     ranking_stage: bool = False,
-    freeze: Callable[[nn.Module], None] | None = None,
 ) -> None:
-    """Reads the catalogue, fits an adapter (`peft_config`) or a checkpoint, prints and writes the report."""
+    """
+    Reads the catalogue, fits an adapter or a checkpoint, prints and writes the report. `prepare` freezes what does not
+    train, and gives the adapter's configuration if there is one.
+    """
     main_process = args.process_index == 0
     check_output_dir(args.output_dir)
     output_dir = Path(args.output_dir)
@@ -62,10 +64,8 @@ def fit_and_report(
             f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter "
             f"merge {model_args.model_name_or_path} --output_dir MERGED`), then go on from the merged checkpoint."
         )
-    if freeze is not None:
-        freeze(model)
+    adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
-    adapter = None if peft_config is None else peft_config(model)
     result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)
     if not main_process:
         return
@@ -75,7 +75,7 @@ def fit_and_report(
         print(f"{name:<18}{some:>12,}{every:>14,}{some / max(1, every):>8.1%}")
     if fresh:
         print(f"The base was never trained on pairs ({', '.join(fresh)} were new), so before is chance.")
-    if peft_config is not None:
+    if adapter is not None:
         whole = ", ".join(result.trainer.model.peft_config["default"].modules_to_save)
         print(f"The adapter carries {whole} whole, and LoRA for the rest of what was trained.")
     print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after)}")

@@ -35,6 +35,7 @@ from .arguments import FusionMatchTrainingArguments
 from .callbacks import LossLog
 from .checkpoints import SPARE_BYTES, check_room, last_whole_checkpoint
 from .trainer import FusionMatchTrainer
+from .unpaired import PartlyPairedDataset
 
 
 logger = logging.get_logger(__name__)
@@ -68,6 +69,7 @@ class FitResult:
 
 
 RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
 
 
 def _run_key(
@@ -261,7 +263,12 @@ def fit(
             "products": {name: len(set(split["product"])) for name, split in splits.items()},
             "labelled_pictures": sum(1 for texts in splits["train"]["texts"] if texts),
         }
-        path = Path(args.output_dir) / "metrics.json"
+        if isinstance(trainer.train_dataset, PartlyPairedDataset):
+            metrics |= {
+                "pseudo_pairs": (trainer.train_dataset.assigned >= 0).sum().item(),
+                "pseudo_pair_precision": trainer.train_dataset.precision,
+            }
+        path = Path(args.output_dir) / METRICS_FILE
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return result
 
