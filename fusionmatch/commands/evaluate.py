@@ -19,7 +19,8 @@ from pathlib import Path
 
 import datasets
 
-from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.queries import QueryResults
+from ..evaluation.retrieval import embed_catalogue
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -34,6 +35,9 @@ class EvaluateArguments:
         default=20, metadata={"help": "Candidates that a ranking stage, where there is one, looks at; 0 for none."}
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
+    queries_file: str | None = field(
+        default=None, metadata={"help": "Parquet file for what was found for each query."}
+    )
     json: bool = field(default=False, metadata={"help": "Print the metrics as JSON and nothing else."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
 
@@ -46,7 +50,7 @@ def run(argv: list[str]) -> None:
     intake = data_args.read()
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
     model, processor = load_model(model_args)
-    metrics = evaluate_retrieval(
+    found = embed_catalogue(
         model,
         processor,
         dataset,
@@ -54,6 +58,9 @@ def run(argv: list[str]) -> None:
         disable_tqdm=args.disable_tqdm or args.json,
         ranking_top_k=args.ranking_top_k,
     )
+    metrics = found.metrics()
+    if args.queries_file:
+        QueryResults.from_embeddings(found, dataset).save(args.queries_file)
     if args.output_file:
         Path(args.output_file).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if args.json:

@@ -86,16 +86,25 @@ def retrieval_metrics(
     depths = sorted({_positive("ks", k) for k in ks})
     if not depths:
         raise ValueError("`ks` is empty. Give at least one depth, such as ks=(1, 5, 10).")
-    sides = _Sides("image_embeds", image_embeds, image_products, "text_embeds", text_embeds, text_products)
-    ranks = sides.ranks(chunk_size)
-    if not ranks[0].any():
-        raise ValueError(
-            f"No image shares its product with a text, so there is nothing to find. The first image's product is "
-            f"{_first(image_products)!r}, the first text's {_first(text_products)!r}: check that both use the same "
-            f"keys and the same type."
-        )
-
+    ranks = both_ranks(image_embeds, text_embeds, image_products, text_products, chunk_size=chunk_size)
     return summarise_ranks(*ranks, image_products, text_products, ks=depths)
+
+
+@torch.no_grad()
+def both_ranks(
+    image_embeds: Embeddings,
+    text_embeds: Embeddings,
+    image_products: Products,
+    text_products: Products,
+    *,
+    chunk_size: int = 1024,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """
+    [`rank_of_first_relevant`] of the images among the texts and of the texts among the images, from one pass over the
+    similarities. Arguments and errors are those of [`retrieval_metrics`].
+    """
+    sides = _Sides("image_embeds", image_embeds, image_products, "text_embeds", text_embeds, text_products)
+    return sides.ranks(chunk_size)
 
 
 def summarise_ranks(
@@ -118,7 +127,16 @@ def summarise_ranks(
             Products of the images and texts.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
             The depths at which recall is reported.
+
+    Raises:
+        ValueError: no image shares its product with a text.
     """
+    if not image_ranks.any():
+        raise ValueError(
+            f"No image shares its product with a text, so there is nothing to find. The first image's product is "
+            f"{_first(image_products)!r}, the first text's {_first(text_products)!r}: check that both use the same "
+            f"keys and the same type."
+        )
     products = [_values(side) for side in (image_products, text_products)]
     sizes = [len(side) for side in products]
     metrics: dict[str, float] = {}

@@ -16,6 +16,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -26,7 +27,7 @@ from transformers.utils import logging
 
 from ..outputs_fusionmatch import FusionMatchTowerFeatures, FusionMatchTowerOutput
 from .inputs import count_truncated, image_inputs, text_inputs, text_limit
-from .ranking import rank_of_first_relevant, retrieval_metrics, summarise_ranks
+from .ranking import both_ranks, summarise_ranks
 from .reranking import TokenCollector, ranking_model, rerank, reranked_ranks
 
 
@@ -68,12 +69,15 @@ class CatalogueEmbeddings:
         Rank of the first item of its own product for each picture (`i2t`) or text (`t2i`), from 1; 0 for none. With a
         ranking stage where there is one.
         """
-        images, texts = (self.image_embeds, self.image_products), (self.text_embeds, self.text_products)
-        (queries, own), (gallery, products) = (images, texts) if direction == "i2t" else (texts, images)
-        ranks = rank_of_first_relevant(queries, gallery, own, products)
+        ranks, sides = self._ranks[direction == "t2i"], (self.image_products, self.text_products)
         if direction in self.candidates:
-            return reranked_ranks(ranks, *self.candidates[direction], own, products)
+            own, gallery = sides if direction == "i2t" else reversed(sides)
+            return reranked_ranks(ranks, *self.candidates[direction], own, gallery)
         return ranks
+
+    @cached_property
+    def _ranks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return both_ranks(self.image_embeds, self.text_embeds, self.image_products, self.text_products)
 
     def image_scores(self, text: int) -> torch.Tensor:
         """
@@ -89,9 +93,7 @@ class CatalogueEmbeddings:
     def metrics(self, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
         """Retrieval metrics, see [`~fusionmatch.evaluation.ranking.retrieval_metrics`]."""
         products = self.image_products, self.text_products
-        if self.candidates:
-            return summarise_ranks(self.ranks("i2t"), self.ranks("t2i"), *products, ks=ks)
-        return retrieval_metrics(self.image_embeds, self.text_embeds, products[0], products[1], ks=tuple(ks))
+        return summarise_ranks(self.ranks("i2t"), self.ranks("t2i"), *products, ks=ks)
 
 
 def unique_texts(dataset: datasets.Dataset) -> tuple[list[str], list[str]]:

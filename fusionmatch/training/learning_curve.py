@@ -23,18 +23,14 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..catalogue import hide_pairs
-from ..evaluation.intervals import Interval, Ranks, bootstrap_recalls
-from ..evaluation.retrieval import unique_texts
+from ..evaluation.intervals import Interval
+from ..evaluation.queries import QueryResults, recall_intervals
 from .arguments import FusionMatchTrainingArguments
-from .pipeline import METRICS_FILE, fit
-
-
-RANKS_FILE = "ranks.safetensors"
+from .pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE, fit
 
 
 @dataclass
@@ -110,61 +106,47 @@ def learning_curve(
         )
     args = copy.copy(args)
     args.feature_cache_dir = args.feature_cache_dir or str(Path(args.output_dir) / "feature_cache")
-    products = list(splits["test"]["product"]), unique_texts(splits["test"])[1]
 
-    def run(count: int, seed: int, start: float) -> tuple[dict[str, Any], dict[str, Ranks]]:
-        """Trains once, or reads what was measured."""
+    def run(count: int, seed: int, start: float) -> tuple[Path, dict[str, Any]]:
+        """Trains once, or finds what was measured: its folder and metrics."""
         each = copy.copy(args)
         name = f"{count}-{'labels' if start >= 1 else 'unpaired'}-seed-{seed}"
         each.output_dir = str(Path(args.output_dir) / name)
         each.seed, each.pseudo_pair_start = seed, start
         folder = Path(each.output_dir)
-        if not (folder / RANKS_FILE).is_file():
-            if (folder / METRICS_FILE).is_file() and args.should_save:
-                # Stopped between the two files; there is nothing to go on from.
-                shutil.rmtree(folder)
-            PartialState().wait_for_everyone()
+        if not (folder / METRICS_FILE).is_file():
             parts, texts = splits, None
             if count < len(splits["train"]):
                 train, texts = hide_pairs(splits["train"], count, seed)
                 parts = datasets.DatasetDict(splits | {"train": train})
             model, adapter = build()
-            result = fit(model, processor, parts, each, adapter, unpaired_texts=texts)
+            fit(model, processor, parts, each, adapter, unpaired_texts=texts)
+            # The other processes read what the first one writes.
+            PartialState().wait_for_everyone()
             if args.should_save:
                 for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                     shutil.rmtree(checkpoint)
-                measured = {"before": result.before_embeddings, "after": result.after_embeddings}
-                # Last: it says that the run is whole.
-                save_file(
-                    {f"{when}.{way}": found.ranks(way) for when, found in measured.items() for way in ("i2t", "t2i")},
-                    folder / RANKS_FILE,
-                )
-            PartialState().wait_for_everyone()
-        ranks = load_file(folder / RANKS_FILE)
-        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        return metrics, {when: (ranks[f"{when}.i2t"], ranks[f"{when}.t2i"]) for when in ("before", "after")}
+        return folder, json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
 
-    def rsum(runs: list[Ranks], baseline: list[Ranks] | None = None, num_samples: int = 2000) -> Interval:
-        return bootstrap_recalls(runs, *products, baseline=baseline, num_samples=num_samples)["rsum"]
+    def rsum(*runs: list[QueryResults], **kwargs: Any) -> Interval:
+        return recall_intervals(*runs, **kwargs)["rsum"]
 
-    base_shown = False
-    for count in sorted(set(labels)):
-        alone = [run(count, seed, 1.0) for seed in seeds]
-        if not base_shown:
-            base_shown = True
-            yield CurvePoint(0, rsum([alone[0][1]["before"]]))
-        ranks = [found["after"] for _, found in alone]
-        point = CurvePoint(count, rsum(ranks), alone_by_seed=[rsum([each], num_samples=1).value for each in ranks])
+    def by_seed(runs: list[QueryResults]) -> list[float]:
+        return [rsum([each], num_samples=1).value for each in runs]
+
+    for i, count in enumerate(sorted(set(labels))):
+        folders = [run(count, seed, 1.0)[0] for seed in seeds]
+        if i == 0:
+            yield CurvePoint(0, rsum([QueryResults.load(folders[0] / QUERIES_BEFORE_FILE)]))
+        alone = [QueryResults.load(folder / QUERIES_FILE) for folder in folders]
+        point = CurvePoint(count, rsum(alone), alone_by_seed=by_seed(alone))
         if use_unpaired and count < len(splits["train"]):
-            both = [run(count, seed, args.pseudo_pair_start) for seed in seeds]
-            others = [found["after"] for _, found in both]
-            point.unpaired, point.difference = rsum(others), rsum(others, ranks)
-            point.unpaired_by_seed = [rsum([each], num_samples=1).value for each in others]
-            pairs = [metrics["pseudo_pairs"] for metrics, _ in both]
+            folders, metrics = zip(*(run(count, seed, args.pseudo_pair_start) for seed in seeds), strict=True)
+            both = [QueryResults.load(folder / QUERIES_FILE) for folder in folders]
+            point.unpaired, point.difference, point.unpaired_by_seed = rsum(both), rsum(both, alone), by_seed(both)
+            pairs = [each["pseudo_pairs"] for each in metrics]
             point.pseudo_pairs = sum(pairs) / len(pairs)
-            right = sum(
-                n * (metrics["pseudo_pair_precision"] or 0) for n, (metrics, _) in zip(pairs, both, strict=True)
-            )
+            right = sum(n * (each["pseudo_pair_precision"] or 0) for n, each in zip(pairs, metrics, strict=True))
             point.precision = right / sum(pairs) if sum(pairs) else None
         yield point
 

@@ -27,6 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..evaluation.concepts import ConceptCollector, concept_metrics
+from ..evaluation.queries import QueryResults
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
@@ -70,6 +71,8 @@ class FitResult:
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
+# What was found for each query of the test split, of the base and of the trained model.
+QUERIES_FILE, QUERIES_BEFORE_FILE = "queries.parquet", "queries_before.parquet"
 
 
 def _run_key(
@@ -179,7 +182,8 @@ def fit(
 ) -> FitResult:
     r"""
     Measures a base on the test split, trains on the training split (choosing the best epoch on the validation split),
-    measures again, and saves the model or adapter with its processor and `metrics.json` into `args.output_dir`.
+    measures again, and saves the model or adapter with its processor, `metrics.json` and the results of each query
+    ([`~fusionmatch.evaluation.queries.QueryResults`]) into `args.output_dir`.
 
     Args:
         model ([`FusionMatchModel`]):
@@ -268,8 +272,11 @@ def fit(
                 "pseudo_pairs": (trainer.train_dataset.assigned >= 0).sum().item(),
                 "pseudo_pair_precision": trainer.train_dataset.precision,
             }
-        path = Path(args.output_dir) / METRICS_FILE
-        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        folder = Path(args.output_dir)
+        QueryResults.from_embeddings(before_embeddings, splits["test"]).save(folder / QUERIES_BEFORE_FILE)
+        QueryResults.from_embeddings(after_embeddings, splits["test"]).save(folder / QUERIES_FILE)
+        # Last: it says that the run is whole.
+        (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return result
 
 
