@@ -18,12 +18,16 @@ CONCEPTS = ["HanTa>=1.2,<2", "janome>=0.5"]
 # Figures of `fusionmatch explain` and of the benchmarks.
 PLOTS = ["matplotlib>=3.9"]
 
+# 4-bit towers of the preset `qlora`.
+QLORA = ["bitsandbytes>=0.50"]
+
 LINT = ["ruff>=0.17,<0.18", "import-linter>=2.16,<3", "transformers-mlinter>=0.1.5,<0.2"]
 
 TEST = [
     *STARTER,
     *CONCEPTS,
     *PLOTS,
+    *QLORA,
     *LINT,
     "hypothesis>=6.100",
     "parameterized>=0.9",
@@ -60,6 +64,7 @@ setup(
         "numpy>=2",
         "peft>=0.21.2,<0.22",
         "pillow>=12",
+        "pyarrow>=21",
         "pyyaml>=6",
         "safetensors>=0.8",
         "scipy>=1.13",
@@ -67,7 +72,14 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.23,<6",
     ],
-    extras_require={"starter": STARTER, "concepts": CONCEPTS, "plots": PLOTS, "lint": LINT, "test": TEST},
+    extras_require={
+        "starter": STARTER,
+        "concepts": CONCEPTS,
+        "plots": PLOTS,
+        "qlora": QLORA,
+        "lint": LINT,
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["fusionmatch=fusionmatch.commands:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -84,7 +84,8 @@ def line(
 def markdown(rows: list[dict[str, Any]], base_general: float) -> str:
     """The table for a document."""
     lines = [
-        f"| preset | seeds | i→t R@10 | t→i R@10 | RSUM | gain | of full's | trained | min | GB | forgotten (of {base_general:.1f}) |",
+        "| preset | seeds | i→t R@10 | t→i R@10 | RSUM | gain | of full's | trained | min | GB | "
+        f"forgotten (of {base_general:.1f}) |",
         "|---|---:|---|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -112,7 +113,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args, options = parser.parse_known_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    general = load_catalogue({"test": args.general_file}, max_samples=args.general_samples)["test"]
+    general = load_catalogue({"test": args.general_file})["test"]
+    if args.general_samples is not None:
+        general = general.select(range(args.general_samples))
     path = args.work_dir / "base.json"
     if not path.is_file():
         path.write_text(json.dumps(general_rsum(args.model_name_or_path, general)), encoding="utf-8")

@@ -61,6 +61,12 @@ def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
     return digest.hexdigest()
 
 
+def precision(model: nn.Module) -> str:
+    """In what a model's weights are kept: a base loaded in another precision has other bytes but is no other base."""
+    method = f"{model.quantization_method.value}, " if getattr(model, "is_quantized", False) else ""
+    return f"{method}{model.dtype}"
+
+
 def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
     """Settings in which a loaded configuration differs from the checkpoint that it came from."""
     saved = FusionMatchConfig.from_pretrained(config.name_or_path)
@@ -86,13 +92,13 @@ def _set_starts(model: FusionMatchModel, settings: dict[str, Any]) -> None:
 
 
 def write_fingerprint(
-    folder: str | Path, base: str, base_fingerprint: str, dtype: torch.dtype, settings: dict[str, Any] | None = None
+    folder: str | Path, base: str, base_fingerprint: str, dtype: str, settings: dict[str, Any] | None = None
 ) -> None:
-    """Notes in an adapter's folder which base it was made on, with which settings and in which precision."""
+    """Notes in an adapter's folder which base it was made on, with which settings and in which [`precision`]."""
     content = {
         "base_model_name_or_path": base,
         "fingerprint": base_fingerprint,
-        "dtype": str(dtype),
+        "dtype": dtype,
         "settings": settings or {},
     }
     (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -169,8 +175,7 @@ def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
     base, processor = load_pretrained(base_path, **((made_on or {}).get("settings", {}) | kwargs))
     if made_on is not None:
         found = fingerprint(base)
-        # A base loaded in another precision has other bytes but is no other base.
-        if made_on["fingerprint"] != found and made_on["dtype"] == str(base.dtype):
+        if made_on["fingerprint"] != found and made_on["dtype"] == precision(base):
             raise ValueError(
                 f"The adapter {path} was made on a base with the fingerprint {made_on['fingerprint']}, but "
                 f"{base_path} has {found}. "

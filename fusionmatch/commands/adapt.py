@@ -35,4 +35,4 @@ def run(argv: list[str]) -> None:
     model_args, data_args, lora_args, args = parser.parse(argv)
     what = "checkpoint" if lora_args.preset == "full" else "adapter"
     lora_args.settle(args)
-    fit_and_report(what, model_args, data_args, args, lora_args.prepare)
+    fit_and_report(what, model_args, data_args, args, lora_args.prepare, **lora_args.loading(args))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import yaml
 from peft import LoraConfig
 from transformers import HfArgumentParser
@@ -28,7 +29,7 @@ from ..catalogue import ConceptBank, Intake, add_unpaired_images, hide_pairs, re
 from ..configuration_fusionmatch import FusionMatchConfig
 from ..modeling_fusionmatch import FusionMatchModel
 from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
-from ..training.adapters import FULL_TOWER_LEARNING_RATE, PRESETS
+from ..training.adapters import FULL_TOWER_LEARNING_RATE, PRESETS, four_bit_config
 
 
 @dataclass
@@ -86,6 +87,20 @@ class LoraArguments:
         """Gives the training arguments what the preset asks for, where they say nothing."""
         if self.preset == "full" and args.tower_learning_rate is None:
             args.tower_learning_rate = FULL_TOWER_LEARNING_RATE
+
+    def loading(self, args: FusionMatchTrainingArguments) -> dict[str, Any]:
+        """
+        How the preset wants the base to be loaded.
+
+        Raises:
+            `ValueError`: 4 bits without a GPU.
+        """
+        if self.preset != "qlora":
+            return {}
+        if args.use_cpu or not torch.accelerator.is_available():
+            # On some CPUs the kernels of bitsandbytes cannot train again after an evaluation.
+            raise ValueError("`--preset qlora` trains on a GPU, and there is none here. Use `--preset lora`.")
+        return {"quantization_config": four_bit_config(torch.bfloat16 if args.bf16 else torch.float32)}
 
     def prepare(self, model: FusionMatchModel) -> LoraConfig | None:
         """The adapter to train; for `full` there is none, and what does not train is frozen."""

@@ -36,11 +36,11 @@ def fit_and_report(
     data_args: FitDataArguments,
     args: FusionMatchTrainingArguments,
     prepare: Callable[[nn.Module], Any],
-    ranking_stage: bool = False,
+    **loading: Any,
 ) -> None:
     """
     Reads the catalogue, fits an adapter or a checkpoint, prints and writes the report. `prepare` freezes what does not
-    train, and gives the adapter's configuration if there is one.
+    train, and gives the adapter's configuration if there is one; `loading` is for [`load_model`].
     """
     main_process = args.process_index == 0
     check_output_dir(args.output_dir)
@@ -58,7 +58,7 @@ def fit_and_report(
             print(f"  of train, {apart:,} pictures without texts; {len(unpaired_texts):,} texts without pictures")
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
-    model, processor = load_model(model_args, ranking_stage=ranking_stage or None)
+    model, processor = load_model(model_args, **loading)
     if peft_base(model) is not model:
         raise ValueError(
             f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter "

@@ -71,11 +71,12 @@ def run(argv: list[str]) -> None:
     _check_settings(output_dir, {name: value for name, value in every.items() if name not in NO_MATTER})
     intake = data_args.read()
     splits = data_args.split(intake)
+    loading = lora_args.loading(args)
     _, processor = load_model(model_args)
     pictures = len(splits["train"]) if "train" in splits else 0
 
     def build() -> tuple[nn.Module, Any]:
-        model, _ = load_model(model_args)
+        model, _ = load_model(model_args, **loading)
         return model, lora_args.prepare(model)
 
     labels = [min(count, pictures) for count in curve_args.labels]

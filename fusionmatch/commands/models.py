@@ -28,8 +28,11 @@ from ..loading import load_pretrained
 from .arguments import ModelArguments
 
 
-def load_model(args: ModelArguments, ranking_stage: bool | None = None) -> tuple[nn.Module, Any]:
-    """The named checkpoint or adapter and its processor; without a name the starter base, built once and kept."""
+def load_model(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
+    """
+    The named checkpoint or adapter and its processor; without a name the starter base, built once and kept. `loading`
+    goes to [`~fusionmatch.loading.load_pretrained`].
+    """
     name = args.model_name_or_path
     if name is None:
         name = str(Path(os.environ.get("FUSIONMATCH_HOME", Path(HF_HOME) / "fusionmatch")) / f"starter-{__version__}")
@@ -38,7 +41,7 @@ def load_model(args: ModelArguments, ranking_stage: bool | None = None) -> tuple
                 print(f"No --model_name_or_path given: building the starter base in {name}", file=sys.stderr)
                 _build_starter(name)
     kwargs = {"dtype": args.dtype, "revision": args.model_revision, "attn_implementation": args.attn_implementation}
-    kwargs |= args.overrides | {"ranking_stage": ranking_stage}
+    kwargs |= args.overrides | loading
     try:
         model, processor = load_pretrained(name, **{key: value for key, value in kwargs.items() if value is not None})
     except RuntimeError as error:

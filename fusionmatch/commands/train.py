@@ -63,4 +63,4 @@ def run(argv: list[str]) -> None:
                 f"With `--ranking_stage` only that stage trains, by `matching`; got {args.loss_components}."
             )
         args.loss_components = ["matching"]
-    fit_and_report("checkpoint", model_args, data_args, args, parts.freeze, ranking_stage=parts.ranking_stage)
+    fit_and_report("checkpoint", model_args, data_args, args, parts.freeze, ranking_stage=parts.ranking_stage or None)

@@ -14,11 +14,14 @@
 
 """What trains: frozen towers, LoRA on them, and the modules that an adapter carries whole."""
 
+import importlib.util
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
@@ -48,6 +51,7 @@ PRESETS = {
     "fast": "heads, fusion and similarity; the features of both towers are computed once",
     "lora": "the same and LoRA in both towers",
     "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), slower and often a little better at low rank",
+    "qlora": "LoRA on towers whose linear layers are kept in 4 bits (arXiv 2305.14314), for large ones; on GPUs",
     "full": "all weights, into a checkpoint of its own",
 }
 # Of the towers, where all of their weights train; the rate of fresh heads would undo what the towers know.
@@ -57,6 +61,29 @@ HEAD_MODULES = (
     *("vision_head", "text_head", "vision_fusion", "text_fusion"),
     *("concept_bank", "vision_consensus", "text_consensus", "similarity", "ranker"),
 )
+
+
+def four_bit_config(compute_dtype: torch.dtype = torch.float32) -> BitsAndBytesConfig:
+    """
+    Loads the linear layers of both towers in 4 bits (NF4 with double quantisation; QLoRA, arXiv 2305.14314): a
+    `quantization_config` for [`~fusionmatch.loading.load_pretrained`]. Heads and fusion keep their precision.
+
+    Args:
+        compute_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            What the towers compute in.
+
+    Raises:
+        `ImportError`: bitsandbytes is not installed; the message has the `pip install` line.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError('QLoRA needs bitsandbytes. Install it with: pip install "fusionmatch[qlora]"')
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=list(HEAD_MODULES),
+    )
 
 
 def peft_base(model: nn.Module) -> nn.Module:

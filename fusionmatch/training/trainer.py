@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
-from ..loading import changed_settings, fingerprint, write_fingerprint
+from ..loading import changed_settings, fingerprint, precision, write_fingerprint
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
@@ -555,6 +555,6 @@ class FusionMatchTrainer(Trainer):
                 # PEFT's placeholder; the finished adapter gets a card that says something.
                 (folder / "README.md").unlink(missing_ok=True)
                 core = unwrap_model(self.accelerator.unwrap_model(self.model))
-                base = (core.config.name_or_path, self._base_fingerprint, core.dtype, self._base_settings)
+                base = (core.config.name_or_path, self._base_fingerprint, precision(core), self._base_settings)
                 write_fingerprint(folder, *base)
             (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")

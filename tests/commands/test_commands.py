@@ -23,13 +23,18 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchTrainingArguments, load_catalogue
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import COMMANDS, main
 from fusionmatch.commands.arguments import ModelArguments
 from fusionmatch.commands.models import load_model
+from fusionmatch.evaluation import evaluate_retrieval
 from fusionmatch.loading import load_pretrained
+from fusionmatch.training import lora_config
+from fusionmatch.training.adapters import four_bit_config
+from fusionmatch.training.pipeline import fit
 
-from ..core.tiny import tiny_model, tiny_processor
+from ..core.tiny import tiny_config, tiny_model, tiny_processor, tower_config
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +119,41 @@ def test_presets(base, shop, tmp_path, capsys):
     for tower in ("vision_model", "text_model"):
         assert any(not torch.equal(before[name], full[name]) for name in before if name.startswith(tower))
     capsys.readouterr()
-    fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, full", "lorra")
+    fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, qlora, full", "lorra")
+
+
+def test_qlora(shop, tmp_path, monkeypatch):
+    # These kernels do not go back from evaluation to training; those of GPUs do.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    # Blocks of 64 numbers are quantised together.
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+    config = tiny_config().to_dict()
+    config |= {"vision_config": tower_config("vit", **wide), "text_config": tower_config("bert", **wide)}
+    FusionMatchModel(FusionMatchConfig(**config)).save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    model, processor = load_pretrained(tmp_path / "base", quantization_config=four_bit_config())
+    splits = load_catalogue(shop)
+    args = FusionMatchTrainingArguments(
+        str(tmp_path / "adapter"), num_train_epochs=2, per_device_train_batch_size=16, use_cpu=True, disable_tqdm=True
+    )
+    after = fit(model, processor, splits, args, lora_config(model)).after
+
+    # The adapter belongs to the base in 4 bits and in full: it was measured on the one, and loads on the other.
+    for kwargs in ({"quantization_config": four_bit_config()}, {}):
+        model, processor = load_pretrained(tmp_path / "adapter", **kwargs)
+        base = model.get_base_model()
+        query = base.text_model.encoder.layer[0].attention.self.query
+        assert (query.base_layer.weight.dtype == torch.uint8) == bool(kwargs)
+        assert query.lora_B["default"].weight.any()
+        assert base.vision_head.fc1.weight.dtype == torch.float32
+        rsum = evaluate_retrieval(model, processor, splits["test"], disable_tqdm=True)["rsum"]
+        assert rsum == pytest.approx(after["rsum"], abs=1e-6) or not kwargs
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_qlora_is_for_gpus(shop, base, tmp_path, capsys):
+    files = ["--model_name_or_path", str(base), "--catalogue", str(shop), "--output_dir", str(tmp_path / "adapter")]
+    fails(capsys, ["adapt", "--preset", "qlora", *files], "trains on a GPU", "--preset lora")
 
 
 def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys):
