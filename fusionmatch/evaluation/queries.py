@@ -24,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet
 import torch
 
-from .intervals import Interval, Ranks, bootstrap_recalls
+from .intervals import Interval, Ranks, bootstrap_recalls, permutation_test
 from .retrieval import CatalogueEmbeddings
 
 
@@ -36,6 +36,8 @@ COLUMNS = {
     "query": pyarrow.string(),
     "product": pyarrow.string(),
     "rank": pyarrow.int32(),
+    "average_precision": pyarrow.float64(),
+    "ndcg@10": pyarrow.float64(),
 }
 
 
@@ -48,8 +50,9 @@ class QueryResults:
         table (`pyarrow.Table`):
             Columns `direction` (`i2t` for a picture among the texts, `t2i` for a text among the pictures), `query`
             (`image_id`, or the text), `product`, `rank` (of the first item of the product, from 1; 0 where there is
-            none), and the catalogue's own columns (`category`, ...): those of the picture, or of the first picture of
-            the text's product.
+            none), `average_precision` at R and `ndcg@10` (in [0, 1]; see
+            [`~fusionmatch.evaluation.ranking.ranking_quality`]), and the catalogue's own columns (`category`, ...):
+            those of the picture, or of the first picture of the text's product.
     """
 
     table: pyarrow.Table
@@ -59,11 +62,14 @@ class QueryResults:
         """The results of a split that was embedded by [`~fusionmatch.evaluation.retrieval.embed_catalogue`]."""
         first = {product: row for row, product in reversed(list(enumerate(found.image_products)))}
         rows = [*range(len(found.image_products)), *(first[product] for product in found.text_products)]
+        quality = [torch.cat(part) for part in zip(*(found.quality(way) for way in DIRECTIONS), strict=True)]
         columns = {
             "direction": ["i2t"] * len(found.image_products) + ["t2i"] * len(found.text_products),
             "query": [str(name) for name in dataset["image_id"]] + found.texts,
             "product": [str(product) for product in (*found.image_products, *found.text_products)],
             "rank": torch.cat([found.ranks(direction) for direction in DIRECTIONS]).tolist(),
+            "average_precision": quality[0].tolist(),
+            "ndcg@10": quality[1].tolist(),
         }
         table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in COLUMNS.items()})
         for name, feature in dataset.features.items():
@@ -106,10 +112,43 @@ class QueryResults:
         """Ranks of the picture and of the text queries."""
         return torch.tensor(self.side("i2t", "rank")), torch.tensor(self.side("t2i", "rank"))
 
+    @property
+    def summary(self) -> dict[str, float]:
+        """
+        Over the queries with something to find, for `i2t` and `t2i`: `median_rank`, and means `mrr`, `map@r`,
+        `ndcg@10`.
+        """
+        means = {}
+        for direction, ranks in zip(DIRECTIONS, self.ranks, strict=True):
+            asked = ranks > 0
+            means[f"{direction}_median_rank"] = (ranks[asked] - 1).double().quantile(0.5).floor().item() + 1
+            means[f"{direction}_mrr"] = ranks[asked].double().reciprocal().mean().item()
+            for name, column in (("map@r", "average_precision"), ("ndcg@10", "ndcg@10")):
+                means[f"{direction}_{name}"] = torch.tensor(self.side(direction, column))[asked].mean().item()
+        return means
+
     def side(self, direction: str, column: str) -> list[Any]:
         """A column of the queries of one direction."""
         chosen = pyarrow.compute.equal(self.table["direction"], direction)
         return self.table[column].filter(chosen).to_pylist()
+
+
+@dataclass
+class Difference(Interval):
+    """
+    A difference between two models on the same queries.
+
+    Args:
+        p_value (`float`):
+            How often chance alone makes a difference as large, in (0, 1]; paired permutation test.
+    """
+
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `no difference shown` where the interval holds 0."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
 
 
 def recall_intervals(
@@ -127,6 +166,56 @@ def recall_intervals(
     Raises:
         `ValueError`: the runs do not have the same queries in the same order.
     """
+    ranks = None if baseline is None else [run.ranks for run in baseline]
+    return bootstrap_recalls([run.ranks for run in runs], *_products(runs, baseline), baseline=ranks, **kwargs)
+
+
+def compare(runs: Sequence[QueryResults], baseline: Sequence[QueryResults]) -> dict[str, Difference]:
+    """
+    What one model is better at than another, query by query, with a bootstrap interval and a permutation test, both
+    over products.
+
+    Args:
+        runs, baseline (`Sequence[QueryResults]`):
+            Results of both on the same queries, one for each training run (seed).
+
+    Returns:
+        `dict[str, Difference]`: `i2t_recall@k`, `t2i_recall@k` and their sum `rsum`, in percent.
+
+    Raises:
+        `ValueError`: as [`recall_intervals`].
+    """
+    found = recall_intervals(runs, baseline)
+    ranks = [[run.ranks for run in part] for part in (runs, baseline)]
+    p_values = permutation_test(*ranks, *_products(runs, baseline))
+    return {name: Difference(each.value, each.low, each.high, p_values[name]) for name, each in found.items()}
+
+
+def divide(run: QueryResults, column: str) -> dict[str, QueryResults]:
+    """
+    The queries by the value of a column of the catalogue, the commonest first; the whole split stays what is searched.
+
+    Returns:
+        `dict[str, QueryResults]`: the queries of each value. Rows without a value are left out, and values without a
+        query that has something to find in both directions.
+
+    Raises:
+        `ValueError`: there is no such column.
+    """
+    own = [name for name in run.table.column_names if name not in COLUMNS]
+    if column not in own:
+        raise ValueError(f"There is no column {column!r} to divide by; the catalogue has {', '.join(own) or 'none'}.")
+    parts = {}
+    for value in sorted(run.table[column].value_counts().to_pylist(), key=lambda each: -each["counts"]):
+        if value["values"] in (None, ""):
+            continue
+        part = QueryResults(run.table.filter(pyarrow.compute.equal(run.table[column], value["values"])))
+        if all(ranks.any() for ranks in part.ranks):
+            parts[str(value["values"])] = part
+    return parts
+
+
+def _products(runs: Sequence[QueryResults], baseline: Sequence[QueryResults] | None) -> tuple[list[Any], list[Any]]:
     keys = ["direction", "query", "product"]
     first = runs[0].table.select(keys)
     if any(not first.equals(run.table.select(keys)) for run in (*runs, *(baseline or ()))):
@@ -134,6 +223,4 @@ def recall_intervals(
             "The runs were measured on different queries, so they cannot be compared query by query. Measure both on "
             "the same split of the same catalogue."
         )
-    products = runs[0].side("i2t", "product"), runs[0].side("t2i", "product")
-    ranks = None if baseline is None else [run.ranks for run in baseline]
-    return bootstrap_recalls([run.ranks for run in runs], *products, baseline=ranks, **kwargs)
+    return runs[0].side("i2t", "product"), runs[0].side("t2i", "product")

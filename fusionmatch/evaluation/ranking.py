@@ -197,6 +197,62 @@ def rank_of_first_relevant(
     return sides.ranks(chunk_size)[0]
 
 
+@torch.no_grad()
+def ranking_quality(
+    query_embeds: Embeddings,
+    gallery_embeds: Embeddings,
+    query_products: Products,
+    gallery_products: Products,
+    *,
+    k: int = 10,
+    first: torch.Tensor | None = None,
+    chunk_size: int = 1024,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    What recall does not see: whether *all* items of a query's product come first.
+
+    - Average precision at R, $\frac{1}{R} \sum_{i=1}^{R} P(i) \, rel(i)$ with R the number of relevant items (MAP@R of
+      Musgrave et al. 2020, arXiv 2003.08505).
+    - nDCG at k with relevance 0 or 1 (Järvelin and Kekäläinen 2002).
+
+    Args:
+        k (`int`, *optional*, defaults to 10):
+            Depth of nDCG.
+        first (`torch.LongTensor` of shape `(num_queries, candidates)`, *optional*):
+            Items of the gallery that come before all others, best first: the order of a ranking stage.
+
+    The other arguments, ties and errors are those of [`rank_of_first_relevant`].
+
+    Returns:
+        `tuple[torch.DoubleTensor, torch.DoubleTensor]` of shape `(num_queries,)`: both in [0, 1]; NaN where there is
+        nothing relevant.
+    """
+    sides = _Sides("query_embeds", query_embeds, query_products, "gallery_embeds", gallery_embeds, gallery_products)
+    (queries, gallery), (codes, gallery_codes) = sides.units, sides.codes
+    counts = torch.bincount(gallery_codes, minlength=int(codes.max()) + 1)[codes]
+    depth = min(max(_positive("k", k), int(counts.max())), len(gallery))
+    discount = 1 / (torch.arange(depth) + 2).double().log2()
+    tolerance = 4 * (queries.shape[1] + 1) * torch.finfo(torch.float64).eps
+    precision, gain = (torch.full((len(codes),), torch.nan, dtype=torch.float64) for _ in range(2))
+    rows = (counts > 0).nonzero().flatten()
+    for part in rows.split(max(1, _positive("chunk_size", chunk_size) ** 2 // len(gallery))):
+        relevant = codes[part, None] == gallery_codes
+        # Ties count against the model.
+        scores = queries[part] @ gallery.T - tolerance * relevant
+        if first is not None:
+            places = sides.orders[1].argsort()[first[sides.orders[0][part]]]
+            scores.scatter_(1, places, torch.linspace(3, 2, places.shape[1], dtype=scores.dtype).expand_as(places))
+        found = relevant.gather(1, scores.topk(depth).indices).double()
+        number = counts[part, None]
+        within = torch.arange(depth) < number
+        at = found.cumsum(dim=1) / torch.arange(1, depth + 1)
+        precision[part] = (at * found * within).sum(dim=1) / number[:, 0]
+        ideal = (discount[:k] * within[:, :k]).sum(dim=1)
+        gain[part] = (found[:, :k] * discount[:k]).sum(dim=1) / ideal
+    order = sides.orders[0].argsort()
+    return precision[order], gain[order]
+
+
 def chance_recall(relevant_counts: torch.Tensor, gallery_size: int, k: int) -> float:
     """
     Expected recall@k, in percent, of a ranking at random: the mean of `1 - C(g - r, k) / C(g, k)` over the queries.

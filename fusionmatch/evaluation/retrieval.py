@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from ..outputs_fusionmatch import FusionMatchTowerFeatures, FusionMatchTowerOutput
 from .inputs import count_truncated, image_inputs, text_inputs, text_limit
-from .ranking import both_ranks, summarise_ranks
+from .ranking import both_ranks, ranking_quality, summarise_ranks
 from .reranking import TokenCollector, ranking_model, rerank, reranked_ranks
 
 
@@ -74,6 +74,19 @@ class CatalogueEmbeddings:
             own, gallery = sides if direction == "i2t" else reversed(sides)
             return reranked_ranks(ranks, *self.candidates[direction], own, gallery)
         return ranks
+
+    def quality(self, direction: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Average precision at R and nDCG at 10 of each picture (`i2t`) or text (`t2i`), see
+        [`~fusionmatch.evaluation.ranking.ranking_quality`].
+        """
+        sides = [(self.image_embeds, self.image_products), (self.text_embeds, self.text_products)]
+        (queries, own), (gallery, products) = sides if direction == "i2t" else reversed(sides)
+        first = None
+        if direction in self.candidates:
+            candidates, logits = self.candidates[direction]
+            first = candidates.gather(1, logits.argsort(dim=1, descending=True, stable=True))
+        return ranking_quality(queries, gallery, own, products, first=first)
 
     @cached_property
     def _ranks(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from fusionmatch.commands import COMMANDS, main
 from fusionmatch.commands.arguments import ModelArguments
 from fusionmatch.commands.models import load_model
 from fusionmatch.evaluation import evaluate_retrieval
+from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import lora_config
 from fusionmatch.training.adapters import four_bit_config
@@ -120,6 +122,39 @@ def test_presets(base, shop, tmp_path, capsys):
         assert any(not torch.equal(before[name], full[name]) for name in before if name.startswith(tower))
     capsys.readouterr()
     fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, qlora, full", "lorra")
+
+
+def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
+    command = ["evaluate", "--catalogue", str(shop), "--disable_tqdm", "True", "--model_name_or_path"]
+    queries, numbers = str(tmp_path / "queries.parquet"), tmp_path / "metrics.json"
+    files = ["--queries_file", queries, "--output_file", str(numbers)]
+    assert main([*command, str(adapter), "--baseline", "base", "--by", "category", *files]) == 0
+    shown = capsys.readouterr().out
+    assert "to the baseline: RSUM" in shown or "than the baseline: RSUM" in shown
+    assert "MAP@R" in shown and "category" in shown
+    metrics = json.loads(numbers.read_text())
+    trained = json.loads((adapter / "metrics.json").read_text())
+    assert metrics["rsum"] == pytest.approx(trained["after"]["rsum"])
+    assert metrics["baseline"]["rsum"] == pytest.approx(trained["before"]["rsum"])
+    assert metrics["change"]["rsum"]["value"] == pytest.approx(metrics["rsum"] - metrics["baseline"]["rsum"])
+    assert metrics["baseline"]["t2i_median_rank"] == trained["before"]["t2i_median_rank"]
+    low, high = metrics["intervals"]["rsum"]
+    assert low <= metrics["rsum"] <= high
+    assert len(metrics["by"]["category"]) > 1
+
+    # What was kept is compared with as well, and a model that is worse by more than chance fails the command.
+    assert main([*command, str(adapter), "--baseline", queries, "--fail_on_regression", "True"]) == 0
+    assert "No difference shown" in capsys.readouterr().out
+    rows = QueryResults.load(queries)
+    ranks = pyarrow.array([1] * len(rows.table), pyarrow.int32())
+    best = rows.table.set_column(rows.table.column_names.index("rank"), "rank", ranks)
+    QueryResults(best).save(queries)
+    assert main([*command, str(adapter), "--baseline", queries, "--fail_on_regression", "True"]) == 3
+    assert "Worse than the baseline" in capsys.readouterr().out
+    fails(capsys, [*command, str(base), "--baseline", "base"], "is a checkpoint")
+    fails(capsys, [*command, str(base), "--fail_on_regression", "True"], "needs a `--baseline`")
+    fails(capsys, [*command, str(base), "--split", "validation", "--baseline", queries], "different queries")
+    fails(capsys, [*command, str(base), "--by", "colour"], "no column 'colour'")
 
 
 def test_qlora(shop, tmp_path, monkeypatch):

@@ -14,7 +14,8 @@
 import pytest
 import torch
 
-from fusionmatch.evaluation.intervals import bootstrap_recalls
+from fusionmatch.evaluation import intervals as module
+from fusionmatch.evaluation.intervals import bootstrap_recalls, permutation_test
 from fusionmatch.evaluation.ranking import rank_of_first_relevant, retrieval_metrics
 
 
@@ -74,6 +75,53 @@ def test_several_runs_are_averaged():
     one, two = torch.tensor([1, 9, 9, 9]), torch.tensor([1, 1, 9, 9])
     found = bootstrap_recalls([(one, one), (two, two)], range(4), range(4), num_samples=5)
     assert found["t2i_recall@1"].value == pytest.approx(37.5)
+
+
+def test_memory_does_not_change_the_interval(monkeypatch):
+    hits = torch.arange(100) % 3 == 0
+    found = bootstrap_recalls([(ranks_of(hits), ranks_of(hits))], range(100), range(100))
+    monkeypatch.setattr(module, "_COUNTS", 700)
+    again = bootstrap_recalls([(ranks_of(hits), ranks_of(hits))], range(100), range(100))
+    assert again["rsum"].value == found["rsum"].value
+    assert again["rsum"].low == pytest.approx(found["rsum"].low, abs=8)
+
+
+def test_the_permutation_test_is_the_exact_one():
+    # Four products differ, three of them for the better: of the 16 tosses 2 * (1 + 4) lie as far from nothing.
+    before = torch.tensor([9, 9, 9, 1, 1, 1])
+    after = torch.tensor([1, 1, 1, 9, 1, 1])
+    found = permutation_test([(after, after)], [(before, before)], range(6), range(6), num_samples=40_000)
+    assert found["i2t_recall@1"] == pytest.approx(10 / 16, abs=0.01)
+    assert found["rsum"] == pytest.approx(10 / 16, abs=0.01)
+    # One gain and the loss are of one product and cancel; two products differ, so 2 of 4 tosses.
+    found = permutation_test([(after, after)], [(before, before)], [0, 1, 2, 2, 4, 5], [0, 1, 2, 2, 4, 5])
+    assert found["t2i_recall@1"] == pytest.approx(2 / 4, abs=0.02)
+
+
+def test_the_same_model_twice_does_not_differ():
+    ranks = torch.tensor([1, 5, 7, 30])
+    found = permutation_test([(ranks, ranks)], [(ranks, ranks)], range(4), range(4), num_samples=50)
+    assert set(found.values()) == {1.0}
+
+
+def test_two_models_of_one_kind_differ_as_often_as_the_level_says():
+    """Simulated: products differ in how hard they are, models in chance alone."""
+    generator = torch.Generator().manual_seed(0)
+    significant, covered, repeats, products = 0, 0, 200, 120
+    own = torch.arange(products).repeat_interleave(2).tolist()
+
+    def run(hard):
+        return tuple(1 + (torch.rand(2 * products, generator=generator) * 40 * hard[own]).long() for _ in range(2))
+
+    for _ in range(repeats):
+        hard = torch.rand(products, generator=generator)
+        one, two = run(hard), run(hard)
+        significant += permutation_test([one], [two], own, own, num_samples=400)["rsum"] <= 0.05
+        difference = bootstrap_recalls([one], own, own, baseline=[two], num_samples=400)["rsum"]
+        covered += difference.low <= 0 <= difference.high
+    # Four standard errors of a share of 200.
+    assert significant / repeats == pytest.approx(0.05, abs=0.06)
+    assert covered / repeats == pytest.approx(0.95, abs=0.06)
 
 
 def test_bad_input():

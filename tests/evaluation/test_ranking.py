@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionmatch.evaluation.ranking import chance_recall, rank_of_first_relevant, retrieval_metrics
+from fusionmatch.evaluation.ranking import chance_recall, rank_of_first_relevant, ranking_quality, retrieval_metrics
 
 
 def angles(*degrees: float) -> torch.Tensor:
@@ -206,11 +206,32 @@ def test_same_as_ranx(monkeypatch):
                 f"q{q}": {f"d{d}": 1 for d in np.flatnonzero(item_products == product)}
                 for q, product in enumerate(query_products)
             }
-            names = ["hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr"]
+            names = ["hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr", "ndcg@10"]
             theirs = evaluate(Qrels(qrels), Run(run), names, make_comparable=False)
             for k in (1, 5, 10):
                 assert ours[f"{direction}_recall@{k}"] / 100 == pytest.approx(theirs[f"hit_rate@{k}"], abs=1e-9)
             assert ours[f"{direction}_mrr"] == pytest.approx(theirs["mrr"], abs=1e-9)
+            sides_of_one = (images, texts) if direction == "i2t" else (texts, images)
+            _, gain = ranking_quality(*sides_of_one, query_products, item_products, chunk_size=9)
+            assert gain.mean().item() == pytest.approx(theirs["ndcg@10"], abs=1e-9)
+
+
+def test_average_precision_looks_at_as_many_as_there_are():
+    # Degrees from the query: of its three items two come among the first three, at 1 and 3; the last is never reached.
+    items = angles(10, 20, 30, 40, 50)
+    precision, gain = ranking_quality(angles(0), items, ["a"], ["a", "b", "a", "b", "a"], k=2)
+    assert precision.item() == pytest.approx((1 + 2 / 3) / 3)
+    assert gain.item() == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    # A ranking stage put the last one first.
+    precision, _ = ranking_quality(angles(0), items, ["a"], ["a", "b", "a", "b", "a"], first=torch.tensor([[4, 0]]))
+    assert precision.item() == pytest.approx((1 + 1) / 3)
+    # All items tie: nothing is found before the items of others.
+    precision, gain = ranking_quality(angles(0), angles(20, 20, 20), ["a"], ["a", "b", "c"], k=1)
+    assert precision.item() == gain.item() == 0
+    # The query of a product that is not there is left open, and the order of the queries stays.
+    precision, gain = ranking_quality(angles(50, 0, 10), items, ["b", "x", "a"], ["a", "b", "a", "b", "a"])
+    assert precision.isnan().tolist() == gain.isnan().tolist() == [False, True, False]
+    assert precision[2] == pytest.approx((1 + 2 / 3) / 3) and precision[0] == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize(("gallery", "relevant", "k"), [(5, 2, 2), (6, 1, 3), (6, 3, 1), (5, 4, 3), (4, 2, 9)])
