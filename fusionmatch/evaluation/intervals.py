@@ -13,10 +13,12 @@
 # limitations under the License.
 """How sure a recall, or a difference between two models, is: samples over the products of a test split."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import norm, t
 
 
 # Of each run the ranks of pictures and of texts, from 1; 0 where there was nothing to find.
@@ -55,7 +57,8 @@ def bootstrap_recalls(
     seed: int = 0,
 ) -> dict[str, Interval]:
     r"""
-    Recalls with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13). Products are drawn, with
+    Recalls with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13), expanded for few products as
+    Hesterberg has it (2015, arXiv 1411.5279, section 5.3). Products are drawn, with
     replacement and with all their pictures and texts: those of one product stand and fall together. The gallery stays
     as it is.
 
@@ -100,7 +103,9 @@ def bootstrap_recalls(
         counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
     values = torch.stack(samples)
     values = torch.cat([values, values.sum(dim=1, keepdim=True)], dim=1)
-    tail = (1 - confidence) / 2
+    # Of few products samples vary less than other products would: the interval is that of Student's t.
+    n = max(2, len(asked))
+    tail = norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1)).item()
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     low, high = values[1:].quantile(ends, dim=0) if num_samples else (values[0], values[0])
     return {

@@ -147,8 +147,10 @@ class Difference(Interval):
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `no difference shown` where the interval holds 0."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
+        """`better`, `worse`, or `no difference shown` where the interval holds 0 or the p-value is above 0.05."""
+        if self.p_value > 0.05 or self.low <= 0 <= self.high:
+            return "no difference shown"
+        return "better" if self.value > 0 else "worse"
 
 
 def recall_intervals(

@@ -87,10 +87,16 @@ def test_two_models_are_compared_on_the_same_queries_only(results, embeddings, d
 
 
 @pytest.mark.parametrize(
-    ("ends", "verdict"), [((1, 5), "better"), ((-5, -1), "worse"), ((-1, 5), "no difference shown")]
+    ("ends", "p_value", "verdict"),
+    [
+        ((1, 5), 0.01, "better"),
+        ((-5, -1), 0.01, "worse"),
+        ((-1, 5), 0.01, "no difference shown"),
+        ((1, 5), 0.06, "no difference shown"),
+    ],
 )
-def test_the_verdict_is_the_interval_s(ends, verdict):
-    assert Difference(sum(ends) / 2, *ends, 0.5).verdict == verdict
+def test_the_verdict_takes_both_the_interval_and_the_test(ends, p_value, verdict):
+    assert Difference(sum(ends) / 2, *ends, p_value).verdict == verdict
 
 
 def test_values_of_a_column_have_queries_of_their_own(results):
