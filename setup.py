@@ -18,6 +18,9 @@ CONCEPTS = ["HanTa>=1.2,<2", "janome>=0.5"]
 # Figures of `fusionmatch explain` and of the benchmarks.
 PLOTS = ["matplotlib>=3.9"]
 
+# Catalogues in .xlsx.
+EXCEL = ["python-calamine>=0.9"]
+
 # 4-bit towers of the preset `qlora`.
 QLORA = ["bitsandbytes>=0.50"]
 
@@ -28,6 +31,8 @@ TEST = [
     *CONCEPTS,
     *PLOTS,
     *QLORA,
+    *EXCEL,
+    "openpyxl>=3.1",
     *LINT,
     "hypothesis>=6.100",
     "parameterized>=0.9",

@@ -19,6 +19,7 @@ It knows no model and loads neither torch nor transformers.
 
 from .columns import Columns, join_texts
 from .concepts import ConceptBank, build_concepts
+from .doctor import examine
 from .intake import Intake, load_catalogue, read_catalogue
 from .quarantine import QuarantinedRow
 from .splits import split_products
@@ -32,6 +33,7 @@ __all__ = [
     "QuarantinedRow",
     "add_unpaired_images",
     "build_concepts",
+    "examine",
     "hide_pairs",
     "join_texts",
     "load_catalogue",

@@ -49,10 +49,13 @@ class Intake:
 
             and the source's other scalar columns. A name that would collide gets the suffix `_source`.
         quarantine (`list[QuarantinedRow]`): What could not be used, and why.
+        notes (`list[QuarantinedRow]`): What is worth a look in pictures that are used all the same; [`examine`] finds
+            more.
         columns (`Columns`): The columns chosen, and which were guessed.
         rows_read (`int`): Data rows the sources hold, the quarantined ones among them.
         own_splits (`list[str]`, *optional*): The split of each row where the user or the owner named them.
         split_names (`list[str]`): The names of those splits, one that lost every row to the quarantine among them.
+        files (`list[str]`): File (or hub dataset) of each row.
     """
 
     dataset: datasets.Dataset
@@ -61,6 +64,8 @@ class Intake:
     rows_read: int
     own_splits: list[str] | None = field(default=None, repr=False)
     split_names: list[str] = field(default_factory=list)
+    notes: list[QuarantinedRow] = field(default_factory=list, repr=False)
+    files: list[str] = field(default_factory=list, repr=False)
 
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
@@ -154,7 +159,7 @@ def read_catalogue(
     root = Path(image_root).expanduser().resolve() if image_root is not None else None
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"image_root '{image_root}' is not a folder.")
-    pictures, quarantine, split_names = collect_pictures(sources, columns, root, separator)
+    pictures, quarantine, notes, split_names = collect_pictures(sources, columns, root, separator)
     quarantine = [fault for source in sources for fault in source.faults] + quarantine
     if not pictures:
         reasons = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(quarantine)[:3])
@@ -170,6 +175,8 @@ def read_catalogue(
         rows_read=sum(len(source.places) for source in sources) + unreadable,
         own_splits=[str(picture.split) for picture in pictures] if split_names else None,
         split_names=split_names,
+        notes=notes,
+        files=[sources[picture.source].places[picture.row][0] for picture in pictures],
     )
     logger.info(intake.summary())
     return intake

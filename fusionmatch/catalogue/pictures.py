@@ -38,6 +38,16 @@ UNREADABLE = "picture cannot be read"
 TOO_LARGE = "picture is too large to decode safely"
 URL = "URL: not downloaded"
 
+# What is worth a look in a picture that can be used.
+SMALLEST_SIDE = 32
+TINY = f"picture is tiny (a side below {SMALLEST_SIDE} pixels)"
+BLANK = "picture is blank (one colour)"
+ANIMATED = "picture is animated; its first frame is used"
+FOR_PRINT = "colours are for print (CMYK); they are converted"
+TURNED = "picture lies on its side or head; it is turned as its camera says"
+# Of 255; what is left of one colour after JPEG.
+_BLANK_RANGE = 8
+
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _WORKERS = min(8, os.cpu_count() or 1)
 _BATCH = 256
@@ -46,13 +56,14 @@ _BATCH = 256
 class Checked(NamedTuple):
     """
     What decoding a picture told: the digest of its bytes, what is the same in a copy that was saved again
-    ([`picture_hash`]), and the reason and detail when it cannot be used.
+    ([`picture_hash`]), the reason and detail when it cannot be used, and what is worth a look when it can.
     """
 
     digest: str
     reason: str | None = None
     detail: str | None = None
     hash: bytes = b""
+    notes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -96,10 +107,23 @@ def check_bytes(data: Any) -> Checked:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
+            notes = [
+                note
+                for note, found in (
+                    (TINY, min(picture.size) < SMALLEST_SIDE),
+                    (ANIMATED, getattr(picture, "is_animated", False)),
+                    (FOR_PRINT, picture.mode == "CMYK"),
+                    (TURNED, picture.getexif().get(ExifTags.Base.Orientation, 1) != 1),
+                )
+                if found
+            ]
             # What `datasets` does when the picture is looked at: a damaged EXIF block must show now, not in training.
             if picture.getexif().get(ExifTags.Base.Orientation) is not None:
                 picture = ImageOps.exif_transpose(picture)
-            return Checked(digest, hash=picture_hash(picture))
+            picture = picture.convert("RGB")
+            if all(high - low <= _BLANK_RANGE for low, high in picture.getextrema()):
+                notes.append(BLANK)
+            return Checked(digest, hash=picture_hash(picture), notes=tuple(notes))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return Checked(digest, TOO_LARGE, str(error))
     except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything

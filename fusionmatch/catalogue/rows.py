@@ -105,10 +105,11 @@ def choose_catalogue_columns(sources: Sequence[Source], **named: Any) -> Columns
 
 def collect_pictures(
     sources: Sequence[Source], columns: Columns, image_root: Path | None, separator: str | None
-) -> tuple[list[Picture], list[QuarantinedRow], list[str]]:
+) -> tuple[list[Picture], list[QuarantinedRow], list[QuarantinedRow], list[str]]:
     """
-    Checks texts and pictures and gives the usable pictures in the order of the sources, the faults, and the names of
-    the user's own splits, those without a usable picture among them.
+    Checks texts and pictures and gives the usable pictures in the order of the sources, the faults, what is worth a
+    look in pictures that can be used, and the names of the user's own splits, those without a usable picture among
+    them.
 
     Rows that name the same picture of the same product become one picture with the texts of all.
 
@@ -123,6 +124,7 @@ def collect_pictures(
     """
     pictures: dict[tuple[Any, ...], Picture] = {}
     faults: list[QuarantinedRow] = []
+    notes: list[QuarantinedRow] = []
     ids: set[str] = set()
     split_names: dict[str, None] = {source.split: None for source in sources if source.split is not None}
     roots = [image_root] if image_root is not None else list({s.root for s in sources if s.root is not None})
@@ -163,12 +165,13 @@ def collect_pictures(
                     image_id=_unique(image_id, ids),
                     split=splits[row],
                 )
+                notes += [_note(source, candidate, note) for note in candidate.checked.notes]
             picture.texts.extend(text for text in texts[row] if text not in picture.texts)
     found = list(pictures.values())
     for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
         # By what is seen in it, so that it is the same in another catalogue.
         picture.group = xxhash.xxh3_64_hexdigest(found[first].hash)
-    return found, faults, list(split_names)
+    return found, faults, notes, list(split_names)
 
 
 def _column(source: Source, name: str | None) -> list[Any]:
@@ -236,18 +239,18 @@ def _find_candidates(
 
 
 def _candidate_faults(source: Source, candidates: Iterable[_Candidate]) -> list[QuarantinedRow]:
-    return [
-        QuarantinedRow(
-            *source.places[item.row],
-            item.checked.reason,
-            field=item.column,
-            value=item.value,
-            path=str(item.path) if item.path is not None else None,
-            detail=item.checked.detail,
-        )
-        for item in candidates
-        if item.checked.reason is not None
-    ]
+    return [_note(source, item, item.checked.reason) for item in candidates if item.checked.reason is not None]
+
+
+def _note(source: Source, candidate: _Candidate, reason: str) -> QuarantinedRow:
+    return QuarantinedRow(
+        *source.places[candidate.row],
+        reason,
+        field=candidate.column,
+        value=candidate.value,
+        path=str(candidate.path) if candidate.path is not None else None,
+        detail=candidate.checked.detail,
+    )
 
 
 def _stored_paths(source: Source, name: str) -> list[str | None] | None:

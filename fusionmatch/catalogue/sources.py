@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 CataloguePath = str | os.PathLike
 CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePath | list[CataloguePath]]
 
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
@@ -140,6 +140,10 @@ def _read_split(value: CataloguePath | Iterable[CataloguePath], split: str | Non
     for file in files:
         if file.suffix.lower() == ".parquet":
             shards.setdefault(file.parent, []).append(file)
+        elif file.suffix.lower() == ".xlsx":
+            table, rows, faults = _read_excel(file)
+            places = [(file.name, row) for row in rows]
+            sources.append(Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults))
         else:
             sources.append(_read_text_table(file, split))
     return sources + [_read_parquet(group, split) for group in shards.values()]
@@ -153,7 +157,7 @@ def _list_files(value: CataloguePath) -> list[Path]:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(
                 f"Cannot read '{path}': its extension is '{path.suffix}', allowed are {', '.join(SUFFIXES)}. "
-                "Save a spreadsheet as CSV UTF-8."
+                "Save other spreadsheets as one of them."
             )
         return [path]
     if glob.has_magic(str(path)):
@@ -215,6 +219,34 @@ def _read_text(file: Path) -> str:
         f"'{file}' is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: line {line} holds bytes it does not allow. "
         "Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
     ) from fault
+
+
+def _read_excel(file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
+    """The first sheet, as the CSV that one would save it as."""
+    try:
+        import python_calamine
+    except ImportError as error:
+        raise ImportError(
+            f"Reading '{file.name}' needs python-calamine. Install it with: pip install \"fusionmatch[excel]\". Or "
+            "save the sheet as CSV UTF-8."
+        ) from error
+    try:
+        with python_calamine.CalamineWorkbook.from_path(file) as book:
+            first, *others = book.sheet_names
+            cells = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+    except (python_calamine.CalamineError, ValueError) as error:
+        raise ValueError(
+            f"'{file}' is no workbook that can be read: {error}. Save it again, or as CSV UTF-8."
+        ) from error
+    if others:
+        logger.warning(f"'{file.name}' has {len(others) + 1} sheets; the first one, '{first}', is read.")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
+    writer.writerows(
+        [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in cells
+    )
+    return _read_csv(text.getvalue(), file)
 
 
 def _read_csv(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:

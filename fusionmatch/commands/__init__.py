@@ -25,6 +25,7 @@ import yaml
 
 # Sub-command -> (module, what it does). Modules are imported when their command is asked for.
 COMMANDS = {
+    "check": ("check", "what is wrong with a catalogue, before anything is trained on it"),
     "adapt": ("adapt", "LoRA-adapt a base to a catalogue; before/after report and adapter"),
     "adapter": ("adapter", "list adapters, merge one into its base, compare what they reached"),
     "train": ("train", "train heads, fusion (and towers) into a new base checkpoint"),
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fusionmatch: no command {name!r}.\n\n{usage()}", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s")
+    # Says at every start on some CPUs that a kernel for 4 bits is not there, whether or not one is wanted.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Deprecations between our dependencies are theirs to mend; whoever runs a command can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:

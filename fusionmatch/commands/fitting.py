@@ -20,7 +20,8 @@ from typing import Any
 import datasets
 from torch import nn
 
-from ..catalogue import Intake
+from ..catalogue import Intake, examine
+from ..catalogue.quarantine import count_reasons, write_quarantine
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
 from ..hub.model_card import write_model_card
 from ..training import FusionMatchTrainingArguments
@@ -58,6 +59,10 @@ def fit_and_report(
             print(f"  of train, {apart:,} pictures without texts; {len(unpaired_texts):,} texts without pictures")
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
+        findings = examine(intake)
+        if findings:
+            kinds = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(findings))
+            print(f"Worth a look ({kinds}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
     model, processor = load_model(model_args, **loading)
     if peft_base(model) is not model:
         raise ValueError(

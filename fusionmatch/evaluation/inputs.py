@@ -117,11 +117,16 @@ def text_inputs(processor: Any, texts: Sequence[str], text_config: PreTrainedCon
     )
 
 
+def count_tokens(processor: Any, texts: Sequence[str]) -> list[int]:
+    """Length of each text in tokens, those that the tokenizer adds among them."""
+    lengths = []
+    for first in range(0, len(texts), 4096):
+        encoded = processor.tokenizer(list(texts[first : first + 4096]), add_special_tokens=True, verbose=False)
+        lengths += [len(ids) for ids in encoded["input_ids"]]
+    return lengths
+
+
 def count_truncated(processor: Any, texts: Sequence[str], text_config: PreTrainedConfig) -> int:
     """Number of texts with more tokens than [`text_limit`]."""
     limit = text_limit(processor, text_config)
-    counted = 0
-    for first in range(0, len(texts), 4096):
-        encoded = processor.tokenizer(list(texts[first : first + 4096]), add_special_tokens=True, verbose=False)
-        counted += sum(len(ids) > limit for ids in encoded["input_ids"])
-    return counted
+    return sum(length > limit for length in count_tokens(processor, texts))

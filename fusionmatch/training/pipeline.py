@@ -125,7 +125,7 @@ def check_output_dir(output_dir: str | Path) -> str | None:
         return None
     checkpoint = last_whole_checkpoint(folder)
     # Left behind by a run that stopped before its first checkpoint.
-    leftovers = ("feature_cache", "quarantine.jsonl", LossLog.FILE, RUN_FILE)
+    leftovers = ("feature_cache", "quarantine.jsonl", "findings.jsonl", LossLog.FILE, RUN_FILE)
     others = [
         path.name
         for path in folder.iterdir()

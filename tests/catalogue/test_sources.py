@@ -279,12 +279,12 @@ def test_half_an_emoji_does_not_stop_the_run(shop):
 
 
 def test_paths_that_lead_nowhere(shop):
-    (shop / "a.xlsx").touch()
+    (shop / "a.ods").touch()
     (shop / "empty").mkdir()
     write_csv(shop / "a.csv")
     write_csv(shop / "b.csv")
     for path, error, words in [
-        (shop / "a.xlsx", ValueError, r"'\.xlsx', allowed are \.csv, \.json, \.jsonl, \.parquet, \.tsv"),
+        (shop / "a.ods", ValueError, r"'\.ods', allowed are \.csv, \.json, \.jsonl, \.parquet, \.tsv, \.xlsx"),
         (shop / "no.csv", FileNotFoundError, r"No catalogue at .*no\.csv"),
         ("no.csv", FileNotFoundError, "No catalogue at 'no.csv'"),
         (shop / "*.tsv", FileNotFoundError, "No file matches"),

@@ -1,0 +1,160 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is said of a catalogue that can be used, and what `fusionmatch check` makes of it."""
+
+import csv
+import json
+
+import openpyxl
+import pytest
+from PIL import Image
+
+from fusionmatch.catalogue import doctor, examine, pictures, read_catalogue
+from fusionmatch.catalogue.doctor import scripts
+from fusionmatch.commands import main
+
+
+def write(folder, rows, name="shop.jsonl"):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def found(path, **kwargs):
+    return [(note.row, note.reason) for note in examine(read_catalogue(path), **kwargs)]
+
+
+@pytest.fixture
+def noise(tmp_path):
+    def save(name, seed, size=(64, 64), **kwargs):
+        import numpy as np
+
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        if name.endswith("tif"):
+            picture = picture.convert("CMYK")
+        if kwargs.pop("turned", False):
+            kwargs["exif"] = Image.Exif()
+            kwargs["exif"][274] = 6
+        picture.save(tmp_path / name, **kwargs)
+        return name
+
+    return save
+
+
+def test_pictures_that_are_used_but_worth_a_look(tmp_path, noise):
+    frames = [Image.new("P", (64, 64), color) for color in (1, 9)]
+    frames[0].putpixel((3, 3), 200)
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "blank.jpg")
+    names = [noise("tiny.png", 1, (20, 64)), noise("print.tif", 2), noise("turned.jpg", 3, turned=True)]
+    names += ["moves.gif", "blank.jpg", noise("good.jpg", 4, quality=20)]
+    notes = found(write(tmp_path, [{"image": name, "text": name} for name in names]))
+    assert (1, pictures.TINY) in notes
+    assert (2, pictures.FOR_PRINT) in notes
+    assert (3, pictures.TURNED) in notes
+    assert (4, pictures.ANIMATED) in notes
+    assert (5, pictures.BLANK) in notes
+    assert not [note for note in notes if note[0] == 6]
+
+
+def test_what_products_share(tmp_path, noise):
+    noise("a.png", 1), noise("b.png", 2), noise("c.png", 3)
+    Image.open(tmp_path / "a.png").convert("RGB").save(tmp_path / "copy.jpg", quality=95)
+    rows = [
+        {"sku": "1", "product_id": "x", "image": "a.png", "text": "A red hat"},
+        {"sku": "2", "product_id": "x", "image": "copy.jpg", "text": "A hat, red"},
+        {"sku": "3", "product_id": "y", "image": "b.png", "text": "a red hat."},
+        {"sku": "3", "product_id": "z", "image": "c.png", "text": "A hat"},
+        {"sku": "5", "product_id": "z", "image": "a.png", "text": "A hat"},
+    ]
+    intake = read_catalogue(write(tmp_path, rows))
+    notes = examine(intake)
+    by_row = {(note.row, note.reason): note for note in notes}
+    assert by_row[1, doctor.SHARED_TEXT].detail == "also y"
+    assert by_row[3, doctor.SHARED_TEXT].detail == "also x"
+    assert (4, doctor.SHARED_TEXT) not in by_row  # twice within one product
+    assert by_row[5, doctor.SHARED_PICTURE].detail == "also x"
+    assert by_row[2, doctor.SHARED_PICTURE].detail == "also z"
+    assert by_row[4, doctor.REPEATED_ID].value == "3"
+    assert notes == sorted(notes, key=lambda note: note.row)
+
+    alone = examine(read_catalogue(write(tmp_path, rows[:2])))
+    assert [(note.row, note.reason, note.detail) for note in alone] == [(2, doctor.COPY, "of a.png")]
+
+
+def test_leaks_and_long_texts(tmp_path, noise):
+    names = [noise(f"{number}.png", number) for number in range(4)]
+    rows = [
+        {"image": names[0], "text": "One hat", "product": "x", "split": "train"},
+        {"image": names[1], "text": "Two hats", "product": "x", "split": "test"},
+        {"image": names[2], "text": "Three hats of very many words", "product": "y", "split": "test"},
+    ]
+    path = write(tmp_path, rows)
+    intake = read_catalogue(path, split_column="split")
+    notes = examine(intake, count_tokens=lambda texts: [len(text.split()) for text in texts], max_tokens=4)
+    assert [(note.row, note.reason, note.detail) for note in notes] == [
+        (1, doctor.LEAKING_PRODUCT, "test, train"),
+        (2, doctor.LEAKING_PRODUCT, "test, train"),
+        (3, doctor.LONG_TEXT, "6 tokens, 4 are read"),
+    ]
+
+
+def test_scripts(tmp_path, noise):
+    texts = ["赤い帽子", "帽子", "hat", "шапка", "1234", "a 帽子 hat"]
+    rows = [{"image": noise(f"{i}.png", i), "text": text} for i, text in enumerate(texts)]
+    shares = dict(scripts(read_catalogue(write(tmp_path, rows))))
+    assert shares == pytest.approx(
+        {"Japanese": 1 / 6, "Chinese characters": 1 / 6, "Latin": 2 / 6, "Cyrillic": 1 / 6, "no letters": 1 / 6}
+    )
+
+
+def test_a_workbook_is_read_as_the_csv_one_would_save(tmp_path, noise, caplog):
+    book = openpyxl.Workbook()
+    book.active.title = "Products"
+    rows = [
+        ("product_id", "image", "title", "price"),
+        (12, noise("a.png", 1), "帽子", 9.5),
+        (13, noise("b.png", 2), None, 8),
+    ]
+    for row in rows:
+        book.active.append(row)
+    book.create_sheet("Notes")
+    book.save(tmp_path / "shop.xlsx")
+    intake = read_catalogue(tmp_path / "shop.xlsx")
+    assert intake.dataset["product"][:] == ["12"]
+    assert intake.dataset["texts"][:] == [["帽子"]]
+    assert [(fault.source, fault.row) for fault in intake.quarantine] == [("shop.xlsx", 2)]
+    assert "has 2 sheets; the first one, 'Products', is read" in caplog.text
+    (tmp_path / "broken.xlsx").write_bytes((tmp_path / "shop.xlsx").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"broken\.xlsx' is no workbook that can be read"):
+        read_catalogue(tmp_path / "broken.xlsx")
+
+
+def test_the_command_shows_and_writes(tmp_path, noise, capsys):
+    rows = [{"image": noise("a.png", 1), "text": "A hat"}, {"image": "gone.png", "text": "Gone"}]
+    rows += [{"image": noise("b.png", 2, (20, 20)), "text": "a hat"}]
+    path = write(tmp_path, rows)
+    assert main(["check", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "3 rows read" in shown and "Left out: 1" in shown and "Worth a look, used all the same: 3" in shown
+    assert "row 2: gone.png" in shown
+    written = list(csv.DictReader((tmp_path / "out" / "findings.csv").read_text("utf-8-sig").splitlines()))
+    assert [row["row"] for row in written] == ["1", "3", "3"]
+    assert (tmp_path / "out" / "quarantine.csv").read_text("utf-8-sig").count("\n") == 2
+    first = (tmp_path / "out" / "findings.csv").read_bytes()
+    assert main(["check", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "findings.csv").read_bytes() == first
+    assert main(["check", str(path), "--format", "xml"]) == 1
+    assert "must be csv or jsonl, got 'xml'" in capsys.readouterr().err
