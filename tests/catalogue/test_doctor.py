@@ -90,7 +90,7 @@ def test_what_products_share(tmp_path, noise):
     assert by_row[4, doctor.REPEATED_ID].value == "3"
     assert notes == sorted(notes, key=lambda note: note.row)
 
-    alone = examine(read_catalogue(write(tmp_path, rows[:2])))
+    alone = examine(read_catalogue(write(tmp_path, [*rows[:2], rows[3]])))
     assert [(note.row, note.reason, note.detail) for note in alone] == [(2, doctor.COPY, "of a.png")]
 
 
