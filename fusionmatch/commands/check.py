@@ -16,10 +16,15 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from ..catalogue import Intake
 from ..catalogue.doctor import examine, scripts
 from ..catalogue.quarantine import QUARANTINE_SUFFIXES, QuarantinedRow, write_quarantine
 from ..evaluation.inputs import count_tokens, text_limit
+from ..evaluation.mismatches import MISMATCH, SUSPICIOUS, suspicions, tower_vectors
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -31,6 +36,14 @@ class CheckArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint or adapter; with it texts are found that it cannot read whole."}
     )
+    mismatches: bool = field(
+        default=False,
+        metadata={
+            "help": "Find pictures and texts that may not belong together; looks at every picture with the model, or "
+            "with the starter base, and needs no training."
+        },
+    )
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for `quarantine` (what cannot be used) and `findings` (worth a look)."}
     )
@@ -47,11 +60,13 @@ def run(argv: list[str]) -> None:
     data_args, args = CommandParser((DataArguments, CheckArguments), "check", positional="catalogue").parse(argv)
     intake = data_args.read()
     tokens = {}
-    if args.model_name_or_path is not None:
+    if args.model_name_or_path is not None or args.mismatches:
         model, processor = load_model(ModelArguments(model_name_or_path=args.model_name_or_path))
         limit = text_limit(processor, model.config.text_config)
         tokens = {"count_tokens": lambda texts: count_tokens(processor, texts), "max_tokens": limit}
     findings = examine(intake, **tokens)
+    if args.mismatches:
+        findings += _mismatches(model, processor, intake, args.disable_tqdm)
     print(intake.summary().split("\nQuarantined")[0])
     shares = ", ".join(f"{name} {share:.0%}" for name, share in scripts(intake))
     print(f"Texts by script: {shares}.")
@@ -62,6 +77,26 @@ def run(argv: list[str]) -> None:
         folder = Path(args.output_dir)
         for name, rows in (("quarantine", intake.quarantine), ("findings", findings)):
             print(f"Written: {write_quarantine(rows, folder / f'{name}.{args.format}')}")
+
+
+def _mismatches(model: nn.Module, processor: Any, intake: Intake, disable_tqdm: bool) -> list[QuarantinedRow]:
+    """Rows whose picture most other texts fit better than their own does, the worst first."""
+    dataset = intake.dataset
+    vectors = tower_vectors(model, processor, dataset, disable_tqdm=disable_tqdm)
+    found = suspicions(*vectors, list(dataset["product"]))
+    rows = [row for row in found.argsort(descending=True).tolist() if found[row] > SUSPICIOUS]
+    label = " + ".join(intake.columns.texts)
+    return [
+        QuarantinedRow(
+            intake.files[row],
+            dataset[row]["source_row"],
+            MISMATCH,
+            field=label,
+            value=f"{dataset[row]['image_id']} | {dataset[row]['texts'][0]}",
+            detail=f"{found[row]:.0%} of the other products' texts fit better",
+        )
+        for row in rows
+    ]
 
 
 def _show(rows: list[QuarantinedRow], examples: int) -> None:

@@ -124,6 +124,17 @@ def test_presets(base, shop, tmp_path, capsys):
     fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, qlora, full", "lorra")
 
 
+def test_check_finds_pairs_that_may_not_belong_together(base, shop, capsys):
+    assert (
+        main(["check", str(shop), "--mismatches", "True", "--model_name_or_path", str(base), "--disable_tqdm", "True"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "may not belong together" in shown
+    assert "of the other products' texts fit better" in shown
+    assert "text is longer than the model reads" in shown
+
+
 def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
     command = ["evaluate", "--catalogue", str(shop), "--disable_tqdm", "True", "--model_name_or_path"]
     queries, numbers = str(tmp_path / "queries.parquet"), tmp_path / "metrics.json"
