@@ -24,7 +24,7 @@ import datasets
 from torch import nn
 
 from ..evaluation.intervals import Interval
-from ..evaluation.queries import Difference, QueryResults, compare, divide, recall_intervals
+from ..evaluation.queries import FEW, Difference, QueryResults, compare, divide, recall_intervals
 from ..evaluation.report import ROWS
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
 from .arguments import CommandParser, DataArguments, ModelArguments
@@ -67,8 +67,6 @@ class EvaluateArguments:
 
 # What `--fail_on_regression` exits with; 1 is an error, 2 a wrong command line.
 REGRESSION = 3
-# Products below which no interval is shown.
-FEW = 5
 METRIC_ROWS = (
     *ROWS,
     ("picture → text MRR", "i2t_mrr", 3),
@@ -135,7 +133,7 @@ def run(argv: list[str]) -> int:
         print(f"{len(dataset):,} pictures of {products:,} products, split {args.split}; 95 % intervals over products")
         print(_table(metrics, intervals, differences))
         for column, values in divided.items():
-            products = {value: len(set(part.side("i2t", "product"))) for value, part in parts[column].items()}
+            products = {value: part.num_products for value, part in parts[column].items()}
             print(f"\n{_divided(column, values, products)}")
     worse = differences is not None and differences["rsum"].verdict == "worse"
     return REGRESSION if args.fail_on_regression and worse else 0
@@ -180,10 +178,7 @@ def _table(metrics: dict[str, Any], intervals: dict[str, Interval], differences:
             line += f" {'' if before is None else f'{before:.{digits}f}':>7} {value} {change:>8}"
         lines.append(line.rstrip())
     if differences is not None:
-        rsum = differences["rsum"]
-        sentences = {"better": "Better than the baseline", "worse": "Worse than the baseline"}
-        verdict = sentences.get(rsum.verdict, "No difference shown to the baseline")
-        lines.append(f"{verdict}: RSUM {rsum.value:+.1f} [{rsum.low:+.1f}, {rsum.high:+.1f}], p = {rsum.p_value:.4f}.")
+        lines.append(differences["rsum"].sentence("RSUM", "the baseline"))
     return "\n".join(lines)
 
 

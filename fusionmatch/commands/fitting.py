@@ -22,6 +22,7 @@ from torch import nn
 
 from ..catalogue import Intake, examine
 from ..catalogue.quarantine import count_reasons, write_quarantine
+from ..evaluation.queries import compare
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
 from ..hub.model_card import write_model_card
 from ..training import FusionMatchTrainingArguments
@@ -83,7 +84,8 @@ def fit_and_report(
     if adapter is not None:
         whole = ", ".join(result.trainer.model.peft_config["default"].modules_to_save)
         print(f"The adapter carries {whole} whole, and LoRA for the rest of what was trained.")
-    print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after)}")
+    differences = compare([result.after_queries], [result.before_queries])
+    print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after, differences)}")
     queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"
     tested, seen = set(splits["test"]["product"]), set(splits["train"]["product"])
     held_out = f"{queries} on {len(tested)} products "
@@ -113,6 +115,8 @@ def fit_and_report(
         result.after,
         result.before_embeddings,
         result.after_embeddings,
+        result.before_queries,
+        result.after_queries,
         splits["test"],
     )
     catalogue, rule = data_args.files or data_args.catalogue, _split_rule(data_args, intake)

@@ -29,6 +29,8 @@ from .retrieval import CatalogueEmbeddings
 
 
 DIRECTIONS = ("i2t", "t2i")
+# Products below which an interval says nothing.
+FEW = 5
 # What of a catalogue's rows is no property of a product that queries could be grouped by.
 _NOT_KEPT = {"image", "texts", "product", "image_id", "source_row", "picture_group", "concepts"}
 COLUMNS = {
@@ -127,6 +129,11 @@ class QueryResults:
                 means[f"{direction}_{name}"] = torch.tensor(self.side(direction, column))[asked].mean().item()
         return means
 
+    @property
+    def num_products(self) -> int:
+        """Number of different products."""
+        return len(set(self.table["product"].to_pylist()))
+
     def side(self, direction: str, column: str) -> list[Any]:
         """A column of the queries of one direction."""
         chosen = pyarrow.compute.equal(self.table["direction"], direction)
@@ -151,6 +158,24 @@ class Difference(Interval):
         if self.p_value > 0.05 or self.low <= 0 <= self.high:
             return "no difference shown"
         return "better" if self.value > 0 else "worse"
+
+    def sentence(self, what: str, other: str) -> str:
+        """The verdict with its numbers: *Better than before: RSUM +12.1 [+3.2, +20.4], p = 0.0040.*"""
+        verdict = "No difference shown to" if "no" in self.verdict else f"{self.verdict.capitalize()} than"
+        return (
+            f"{verdict} {other}: {what} {self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}], p = {self.p_value:.4f}."
+        )
+
+
+def columns_to_divide_by(run: QueryResults, most: int = 30) -> list[str]:
+    """Columns of the catalogue with texts that queries can be grouped by: at least two values, at most `most`."""
+    names = [name for name in run.table.column_names if name not in COLUMNS]
+    return [
+        name
+        for name in names
+        if pyarrow.types.is_string(run.table.schema.field(name).type)
+        and 2 <= len(set(run.table[name].to_pylist()) - {None, ""}) <= most
+    ]
 
 
 def recall_intervals(

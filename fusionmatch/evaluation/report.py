@@ -25,6 +25,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from .queries import FEW, Difference, QueryResults, columns_to_divide_by, compare, divide, recall_intervals
 from .retrieval import CatalogueEmbeddings
 
 
@@ -65,13 +66,19 @@ class Search:
     rank_after: int
 
 
-def metrics_table(before: dict[str, float], after: dict[str, float]) -> list[dict[str, str]]:
-    """Rows `name`, `chance`, `before`, `after`, `change` and `direction` (`up` for better) of formatted numbers."""
+def metrics_table(
+    before: dict[str, float], after: dict[str, float], differences: dict[str, Difference] | None = None
+) -> list[dict[str, str]]:
+    """
+    Rows `name`, `chance`, `before`, `after`, `change`, `interval` (of the change, where it is known) and `direction`
+    (`up` for better) of formatted numbers.
+    """
     table = []
     for name, key, digits in ROWS:
         change = after[key] - before[key]
         better = change < 0 if "rank" in key else change > 0
         chance = before.get(f"chance_{key}")
+        difference = (differences or {}).get(key)
         table.append(
             {
                 "name": name,
@@ -79,17 +86,23 @@ def metrics_table(before: dict[str, float], after: dict[str, float]) -> list[dic
                 "before": f"{before[key]:.{digits}f}",
                 "after": f"{after[key]:.{digits}f}",
                 "change": f"{change:+.{digits}f}",
+                "interval": "" if difference is None else f"[{difference.low:+.1f}, {difference.high:+.1f}]",
                 "direction": "" if change == 0 else "up" if better else "down",
             }
         )
     return table
 
 
-def format_table(before: dict[str, float], after: dict[str, float]) -> str:
-    """The before/after table for a terminal."""
-    columns = ("name", "chance", "before", "after", "change")
-    header = dict(zip(columns, ("", "chance", "before", "after", "change"), strict=True))
-    rows = [header, *metrics_table(before, after)]
+def format_table(
+    before: dict[str, float], after: dict[str, float], differences: dict[str, Difference] | None = None
+) -> str:
+    """The before/after table for a terminal, with intervals and a verdict where the differences are given."""
+    columns = ["name", "chance", "before", "after", "change"] + (["interval"] if differences else [])
+    titles = {"name": "", "interval": "95 % interval"}
+    rows = [
+        {column: titles.get(column, column) for column in columns},
+        *metrics_table(before, after, differences),
+    ]
     widths = {column: max(len(row[column]) for row in rows) for column in columns}
     lines = [
         "  ".join(
@@ -98,7 +111,50 @@ def format_table(before: dict[str, float], after: dict[str, float]) -> str:
         )
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    verdict = [differences["rsum"].sentence("RSUM", "before")] if differences else []
+    lines = [lines[0], "-" * len(lines[0]), *lines[1:], *verdict]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def in_plain_words(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The recalls as one would say them to somebody who has never heard of recall."""
+    lines = []
+    for direction, query, own in (("t2i", "texts", "a picture"), ("i2t", "pictures", "a text")):
+        now, then = ([f"{part[f'{direction}_recall@{k}']:.0f}" for k in (1, 10)] for part in (after, before))
+        lines.append(
+            f"Of 100 {query}, {now[0]} find {own} of their own product in the first place and {now[1]} among the "
+            f"first ten; before it was {then[0]} and {then[1]}."
+        )
+    return lines
+
+
+def weak_spots(queries: QueryResults, most: int = 6) -> list[tuple[str, list[dict[str, str]]]]:
+    """
+    For each column of the catalogue that divides the queries: rows `value`, `products`, `i2t` and `t2i` (recall at
+    10), `rsum` and `interval`, the weakest first. Values of few products are left out.
+    """
+    spots = []
+    for column in columns_to_divide_by(queries):
+        rows = []
+        for value, part in divide(queries, column).items():
+            if part.num_products < FEW:
+                continue
+            found = recall_intervals([part])
+            rows.append((found["rsum"].value, value, part.num_products, found))
+        if len(rows) > 1:
+            table = [
+                {
+                    "value": value,
+                    "products": str(count),
+                    "i2t": f"{found['i2t_recall@10'].value:.1f}",
+                    "t2i": f"{found['t2i_recall@10'].value:.1f}",
+                    "rsum": f"{found['rsum'].value:.1f}",
+                    "interval": f"[{found['rsum'].low:.1f}, {found['rsum'].high:.1f}]",
+                }
+                for _, value, count, found in sorted(rows, key=lambda row: row[0])[:most]
+            ]
+            spots.append((column, table))
+    return spots
 
 
 def text_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k: int = 5) -> list[Search]:
@@ -159,10 +215,13 @@ def write_report(
     after: dict[str, float],
     before_embeddings: CatalogueEmbeddings,
     after_embeddings: CatalogueEmbeddings,
+    before_queries: QueryResults,
+    after_queries: QueryResults,
     dataset: datasets.Dataset,
 ) -> Path:
     """
-    Writes one HTML page that needs nothing beside it: facts, before/after table, hits and misses with pictures.
+    Writes one HTML page that needs nothing beside it: facts, before/after table with intervals and a verdict, where it
+    is weak, hits and misses with pictures.
 
     Args:
         path (`str` or `Path`):
@@ -175,12 +234,15 @@ def write_report(
             Metrics from [`~fusionmatch.evaluation.ranking.retrieval_metrics`].
         before_embeddings, after_embeddings ([`CatalogueEmbeddings`]):
             Embeddings of the test split.
+        before_queries, after_queries ([`QueryResults`]):
+            What was found for each of its queries.
         dataset (`datasets.Dataset`):
             The test split.
 
     Returns:
         `Path`: the file.
     """
+    differences = compare([after_queries], [before_queries])
     pictures = dataset.select_columns(["image"])
 
     def figure(row: int, product: str | None = None) -> dict[str, Any]:
@@ -215,7 +277,10 @@ def write_report(
     page = environment.get_template("report.html").render(
         title=title,
         facts=facts,
-        table=metrics_table(before, after),
+        table=metrics_table(before, after, differences),
+        plain=in_plain_words(before, after),
+        verdict=differences["rsum"].sentence("RSUM", "before"),
+        weak=weak_spots(after_queries),
         sections=[
             {"title": title, "note": note, "queries": [shown(search) for search in searches]}
             for title, note, searches in sections

@@ -83,11 +83,14 @@ class TowerFeatureCache:
             Number of inputs.
         levels (`Sequence[int]`):
             The levels to read, in this order.
+        places (`Sequence[int]`, *optional*):
+            Where each input lies among those of the folder, of which `rows` counts all; by default in its own place.
     """
 
-    def __init__(self, folder: Path, rows: int, levels: Sequence[int]) -> None:
+    def __init__(self, folder: Path, rows: int, levels: Sequence[int], places: Sequence[int] | None = None) -> None:
         self.folder = folder
-        self.rows = rows
+        self.rows = rows if places is None else len(places)
+        self._places = None if places is None else torch.tensor(places)
         self.num_levels = len(levels)
         with contextlib.ExitStack() as stack:
             # The tensors are views of the memory-mapped files: rows are read from disk when they are used.
@@ -110,6 +113,8 @@ class TowerFeatureCache:
         outside = index[(index < 0) | (index >= self.rows)]
         if len(outside):
             raise IndexError(f"The feature cache has {self.rows} rows, got index {outside[0]}.")
+        if self._places is not None:
+            index = self._places[index]
         number, row = index // SHARD_ROWS, index % SHARD_ROWS
         # A shard, and which places of the batch its rows go to.
         parts = [(self._shards[n], (number == n).nonzero().flatten()) for n in number.unique().tolist()]
@@ -196,8 +201,13 @@ class TowerFeatureCache:
         batch_size: int = 128,
         disable_tqdm: bool = False,
     ) -> "TowerFeatureCache":
-        """Loads or computes the text tower's features of a list of texts."""
+        """
+        Loads or computes the text tower's features of a list of texts. Each is kept once, whatever the list's order,
+        so that other lists of the same texts share them; texts of a length go through the tower together.
+        """
         config = model.config
+        different = sorted(set(texts), key=lambda text: (len(text), text))
+        place = {text: i for i, text in enumerate(different)}
         tokenizer = processor.tokenizer
         key = _digest(
             "texts",
@@ -206,21 +216,22 @@ class TowerFeatureCache:
             _tokenizer_key(tokenizer),
             text_limit(processor, config.text_config),
             config.text_pooling,
-            *texts,
+            *different,
         ).hexdigest()
 
         def batches(start: int, end: int) -> Iterator[dict[str, torch.Tensor]]:
             for first in range(start, end, batch_size):
-                yield text_inputs(processor, texts[first : min(first + batch_size, end)], config.text_config)
+                yield text_inputs(processor, different[first : min(first + batch_size, end)], config.text_config)
 
         return cls._load_or_compute(
             model,
             Path(cache_dir) / key,
-            len(texts),
+            len(different),
             config.text_feature_levels,
             batches,
             "Text tower, once",
             disable_tqdm,
+            [place[text] for text in texts],
         )
 
     @classmethod
@@ -233,6 +244,7 @@ class TowerFeatureCache:
         batches: Any,
         description: str,
         disable_tqdm: bool,
+        places: Sequence[int] | None = None,
     ) -> "TowerFeatureCache":
         shards = _shard_paths(folder, rows, levels)
         missing = [{name: path for name, path in paths.items() if not path.exists()} for paths in shards]
@@ -264,7 +276,7 @@ class TowerFeatureCache:
                         rest = sum(1 for later in missing[1:] if later)
                         check_room(folder, rest * written, "The tower features, computed once (`feature_cache_dir`),")
             model.train(was_training)
-        return cls(folder, rows, levels)
+        return cls(folder, rows, levels, places)
 
 
 def _shard_paths(folder: Path, rows: int, levels: Sequence[int]) -> list[dict[str, Path]]:

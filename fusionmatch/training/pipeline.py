@@ -52,6 +52,8 @@ class FitResult:
             Retrieval metrics on the test split, of the base and of the trained model.
         before_embeddings, after_embeddings ([`~fusionmatch.evaluation.retrieval.CatalogueEmbeddings`]):
             Embeddings of the test split.
+        before_queries, after_queries ([`~fusionmatch.evaluation.queries.QueryResults`]):
+            What was found for each of its queries.
         trainable (`list[tuple[str, int, int]]`):
             Part of the model, trainable parameters, all parameters.
         seconds (`float`):
@@ -64,6 +66,8 @@ class FitResult:
     after: dict[str, float]
     before_embeddings: CatalogueEmbeddings
     after_embeddings: CatalogueEmbeddings
+    before_queries: QueryResults
+    after_queries: QueryResults
     trainable: list[tuple[str, int, int]]
     seconds: float
     trainer: FusionMatchTrainer
@@ -250,9 +254,10 @@ def fit(
             "trained. Raise `--num_train_epochs` or `--max_steps` to go on, or name another `--output_dir`."
         )
     after, after_embeddings = _measure(trainer, splits["test"])
-    result = FitResult(
-        before, after, before_embeddings, after_embeddings, describe_trainable(trainer.model), seconds, trainer
-    )
+    embeddings = before_embeddings, after_embeddings
+    queries = [QueryResults.from_embeddings(each, splits["test"]) for each in embeddings]
+    trainable = describe_trainable(trainer.model)
+    result = FitResult(before, after, *embeddings, *queries, trainable, seconds, trainer)
     trainer.save_model()
     if args.should_save:
         metrics = {
@@ -273,8 +278,8 @@ def fit(
                 "pseudo_pair_precision": trainer.train_dataset.precision,
             }
         folder = Path(args.output_dir)
-        QueryResults.from_embeddings(before_embeddings, splits["test"]).save(folder / QUERIES_BEFORE_FILE)
-        QueryResults.from_embeddings(after_embeddings, splits["test"]).save(folder / QUERIES_FILE)
+        result.before_queries.save(folder / QUERIES_BEFORE_FILE)
+        result.after_queries.save(folder / QUERIES_FILE)
         # Last: it says that the run is whole.
         (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return result

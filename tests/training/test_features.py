@@ -69,6 +69,19 @@ def test_what_was_tokenized_before_keeps_the_key(model, processor, tmp_path):
     assert TowerFeatureCache.for_texts(model, processor, ["a red mug"], tmp_path).folder == first
 
 
+def test_lists_of_the_same_texts_share_what_is_there(model, processor, tmp_path, monkeypatch):
+    texts = ["a red mug", "a", "a blue lamp of this", "a red mug"]
+    first = TowerFeatureCache.for_texts(model, processor, texts, tmp_path)
+    monkeypatch.setattr(model, "encode_tower", None)
+    other = TowerFeatureCache.for_texts(model, processor, [texts[2], texts[0], texts[1]], tmp_path)
+    assert other.folder == first.folder and (first.rows, other.rows) == (4, 3)
+    a, b = first([2, 0, 1, 3]), other([0, 1, 2, 1])
+    assert torch.equal(a.pooled, b.pooled)
+    assert torch.equal(a.levels[0], b.levels[0])
+    with pytest.raises(IndexError, match="3 rows, got index 3"):
+        other([3])
+
+
 def test_a_change_of_heads_keeps_the_key(model, processor, splits, tmp_path):
     first = TowerFeatureCache.for_images(model, processor, splits["test"], tmp_path).folder
     perturb(model.vision_head)
