@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .evaluation.calibration import Calibration
 from .evaluation.reranking import TokenCollector, match_logits, ranking_model
 from .evaluation.retrieval import embed_images, embed_texts
 from .loading import fingerprint
@@ -46,6 +47,9 @@ class Hit:
             Its name.
         text (`str`):
             The first text of that row.
+        probability (`float`, *optional*):
+            Of the first hit to be right, in (0, 1); `None` without a calibration, for further hits, and for a picture
+            as query.
         match (`float`, *optional*):
             What a ranking stage says of that picture and the query, in (0, 1); `None` for those that it did not look
             at.
@@ -57,6 +61,7 @@ class Hit:
     row: int
     image_id: str
     text: str
+    probability: float | None = None
     match: float | None = None
 
 
@@ -77,6 +82,8 @@ class CatalogueIndex:
             One row a picture with `product`, `image_id` and `texts`.
         tokens (`torch.HalfTensor` of shape `(images, tokens, hidden_size)`, *optional*):
             What a ranking stage reads of each picture.
+        calibration ([`~fusionmatch.evaluation.calibration.Calibration`], *optional*):
+            Of texts as queries: gives hits a probability.
 
     Example:
 
@@ -95,12 +102,14 @@ class CatalogueIndex:
         embeds: torch.Tensor,
         rows: datasets.Dataset,
         tokens: torch.Tensor | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.embeds = embeds
         self.rows = rows
         self.tokens = tokens
+        self.calibration = calibration
         products = {product: i for i, product in enumerate(dict.fromkeys(rows["product"]))}
         self._products = list(products)
         self._product_of_row = torch.tensor([products[product] for product in rows["product"]])
@@ -163,7 +172,13 @@ class CatalogueIndex:
             row = int(rows[scores[rows].argmax()])
             item = self.rows[row]
             names = self._products[product], float(cosines[row]), row, item["image_id"], item["texts"][0]
-            hits.append(Hit(rank, *names, match.get(row)))
+            hits.append(Hit(rank, *names, match=match.get(row)))
+        if self.calibration is not None and isinstance(query, str) and len(best) > 1:
+            nearest = torch.full_like(best, -torch.inf).scatter_reduce(0, self._product_of_row, cosines, reduce="amax")
+            first, second = nearest.topk(2).values.tolist()
+            # A ranking stage may have put another product first than the similarities that were calibrated.
+            if hits[0].score == first:
+                hits[0].probability = float(self.calibration.probability(first, first - second))
         return hits
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS = {
     "adapter": ("adapter", "list adapters, merge one into its base, compare what they reached"),
     "train": ("train", "train heads, fusion (and towers) into a new base checkpoint"),
     "evaluate": ("evaluate", "retrieval metrics of a checkpoint or adapter on a catalogue"),
+    "calibrate": ("calibrate", "similarities into probabilities, and when to say that nothing is carried"),
     "search": ("search", "find products by text or by picture"),
     "explain": ("explain", "draw which levels, heads, words and concepts decided"),
     "learning-curve": ("learning_curve", "how many labelled pairs an adaptation needs"),

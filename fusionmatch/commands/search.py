@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..evaluation.calibration import load_calibration
 from ..search import CatalogueIndex
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
@@ -33,6 +34,10 @@ class SearchArguments:
     top_k: int = field(default=5, metadata={"help": "Products shown for each query."})
     ranking_top_k: int = field(
         default=20, metadata={"help": "Pictures that a ranking stage, where there is one, looks at; 0 for none."}
+    )
+    precision: float | None = field(
+        default=None,
+        metadata={"help": "Say that a text is not carried where no hit is sure enough for it (0.8, 0.9, 0.95, 0.99)."},
     )
     index_dir: str | None = field(
         default=None, metadata={"help": "Folder of the embedded catalogue: used if it is there, else written."}
@@ -61,13 +66,30 @@ def run(argv: list[str]) -> None:
         )
         if args.index_dir:
             index.save_pretrained(args.index_dir)
+    index.calibration = load_calibration(model_args.model_name_or_path or "").get("t2i")
+    threshold = None
+    if args.precision is not None:
+        if index.calibration is None:
+            raise ValueError(
+                "`--precision` needs a calibration beside the model: `fusionmatch calibrate --model_name_or_path "
+                f"{model_args.model_name_or_path} --catalogue ...` makes one."
+            )
+        threshold = index.calibration.threshold(args.precision)
     for name, query in queries:
         hits = index.search(query, args.top_k, args.ranking_top_k)
+        # Nothing is known of how sure a picture's hits are.
+        carried = None
+        if args.precision is not None and isinstance(query, str):
+            carried = threshold is not None and (hits[0].probability or 0) >= threshold
         if args.json:
-            print(json.dumps({"query": name, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+            found = {"query": name, "hits": [asdict(hit) for hit in hits]}
+            print(json.dumps(found | ({} if carried is None else {"carried": carried}), ensure_ascii=False))
             continue
         print(f"\n{name}")
+        if carried is False:
+            print(f"  Not carried: nothing is sure enough for a precision of {args.precision:.0%}. Nearest:")
         for hit in hits:
             text = hit.text if len(hit.text) <= 70 else hit.text[:69] + "…"
+            sure = "" if hit.probability is None else f"  {hit.probability:4.0%}"
             match = "" if hit.match is None else f"  match {hit.match:.0%}"
-            print(f"  {hit.rank:>2}. {hit.score:5.3f}{match}  {hit.product}  {hit.image_id}  {text}")
+            print(f"  {hit.rank:>2}. {hit.score:5.3f}{sure}{match}  {hit.product}  {hit.image_id}  {text}")

@@ -30,6 +30,7 @@ from fusionmatch.commands import COMMANDS, main
 from fusionmatch.commands.arguments import ModelArguments
 from fusionmatch.commands.models import load_model
 from fusionmatch.evaluation import evaluate_retrieval
+from fusionmatch.evaluation.calibration import load_calibration
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import lora_config
@@ -133,6 +134,27 @@ def test_check_finds_pairs_that_may_not_belong_together(base, shop, capsys):
     assert "may not belong together" in shown
     assert "of the other products' texts fit better" in shown
     assert "text is longer than the model reads" in shown
+
+
+def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, capsys):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    files = ["--model_name_or_path", str(folder), "--catalogue", str(shop)]
+    search = ["search", *files, "--query", "a red leather boot", "--top_k", "2"]
+    fails(capsys, [*search, "--precision", "0.95"], "needs a calibration", "fusionmatch calibrate")
+    sizes = ["--validation_size", "0.4", "--test_size", "0.3", "--disable_tqdm", "True"]
+    assert main(["calibrate", *files, *sizes, "--carried", "0.7"]) == 0
+    shown = capsys.readouterr().out
+    assert "Texts as queries" in shown and "Pictures as queries" in shown and "Calibration error" in shown
+    assert "70% of the searches" in shown
+    assert main([*search, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["hits"]
+    assert 0 < first["probability"] < 1 and second["probability"] is None
+    assert main([*search, "--json", "--precision", "0.99"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    threshold = load_calibration(folder)["t2i"].threshold(0.99)
+    assert found["carried"] == (threshold is not None and found["hits"][0]["probability"] >= threshold)
+    fails(capsys, [*search, "--precision", "0.5"], "0.8, 0.9, 0.95, 0.99, not 0.5")
+    fails(capsys, ["calibrate", *files, "--validation_size", "0.05"], "at least 20 held-out queries")
 
 
 def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):

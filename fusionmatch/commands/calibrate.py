@@ -1,0 +1,94 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`fusionmatch calibrate`: similarities into probabilities, and the threshold below which nothing is carried."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..evaluation.calibration import (
+    Calibration,
+    calibration_error,
+    first_hits,
+    precision_and_coverage,
+    save_calibration,
+)
+from ..evaluation.retrieval import embed_catalogue
+from .arguments import CommandParser, DataArguments, ModelArguments
+from .models import load_model
+
+
+@dataclass
+class CalibrateArguments:
+    """What is assumed, and where it is written."""
+
+    carried: float = field(
+        default=0.5, metadata={"help": "Share of the searches that look for something the catalogue has, in (0, 1]."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for `calibration.json`; defaults to the model's own."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+
+
+def run(argv: list[str]) -> None:
+    """Fits on the validation products, measures on the test products, among all pictures of the catalogue."""
+    parser = CommandParser((ModelArguments, DataArguments, CalibrateArguments), "calibrate")
+    model_args, data_args, args = parser.parse(argv)
+    folder = Path(args.output_dir or model_args.model_name_or_path or "")
+    if args.output_dir is None and (model_args.model_name_or_path is None or not folder.is_dir()):
+        raise ValueError(
+            "Name the folder of what is calibrated (`--model_name_or_path`), or, for a model on the Hub, a folder for "
+            "the calibration (`--output_dir`)."
+        )
+    intake = data_args.read()
+    splits = data_args.split(intake)
+    missing = [name for name in ("validation", "test") if name not in splits]
+    if missing:
+        raise ValueError(f"The splits {missing} are missing: it is fitted on `validation` and measured on `test`.")
+    model, processor = load_model(model_args)
+    # The candidates of a ranking stage would cost much, and its order has nothing to do with the similarity.
+    found = embed_catalogue(
+        model, processor, intake.dataset, args.batch_size, disable_tqdm=args.disable_tqdm, ranking_top_k=0
+    )
+    sides = {
+        "t2i": (found.text_embeds, found.text_products, found.image_embeds, found.image_products),
+        "i2t": (found.image_embeds, found.image_products, found.text_embeds, found.text_products),
+    }
+    calibrations = {}
+    for direction, (queries, products, gallery, offered) in sides.items():
+        hits = {}
+        for name in ("validation", "test"):
+            chosen = set(splits[name]["product"])
+            rows = [row for row, product in enumerate(products) if product in chosen]
+            hits[name] = first_hits(queries[rows], [products[row] for row in rows], gallery, offered)
+        each = calibrations[direction] = Calibration.fit(hits["validation"], args.carried)
+        asked, among = ("texts", "pictures") if direction == "t2i" else ("pictures", "texts")
+        print(
+            f"\n{asked.capitalize()} as queries, among {len(gallery):,} {among}: fitted on {each.queries:,} {asked} "
+            f"of validation products, measured on {len(hits['test'].own):,} of test products.\n"
+            f"{args.carried:.0%} of the searches are taken to look for something that is carried.\n"
+            f"Calibration error {calibration_error(each, hits['test']):.3f}\n"
+            f"{'wanted precision':>17} {'from':>10} {'precision':>10} {'carried ones found':>19}"
+        )
+        for wanted, threshold in each.thresholds.items():
+            precision, coverage = precision_and_coverage(each, hits["test"], float(wanted))
+            if threshold is None:
+                print(f"{float(wanted):>17.0%} {'none':>10}   no hit is sure enough")
+            else:
+                shown = "no hits" if math.isnan(precision) else f"{precision:.1%}"
+                print(f"{float(wanted):>17.0%} {threshold:>10.1%} {shown:>10} {coverage:>19.1%}")
+    path = save_calibration(folder, calibrations)
+    print(f"\nWritten: {path}. `fusionmatch search` shows probabilities from now on.")

@@ -1,0 +1,99 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Probabilities are as often right as they say, on queries that they were not fitted on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fusionmatch.evaluation.calibration import (
+    Calibration,
+    FirstHits,
+    calibration_error,
+    first_hits,
+    load_calibration,
+    precision_and_coverage,
+    save_calibration,
+)
+
+
+def queries(number, seed):
+    """Products on a sphere of 12 dimensions; queries lie more or less near to their own."""
+    generator = torch.Generator().manual_seed(seed)
+    gallery = torch.randn(600, 12, generator=generator)
+    noise = torch.rand(number, 1, generator=generator) * torch.randn(number, 12, generator=generator) * 1.5
+    rows = torch.randint(600, (number,), generator=generator)
+    asked, offered = (torch.nn.functional.normalize(part, dim=1) for part in (gallery[rows] + noise, gallery))
+    return first_hits(asked, [str(row) for row in rows.tolist()], offered, [str(row) for row in range(600)])
+
+
+@pytest.mark.parametrize("carried", [0.3, 0.8, 1.0])
+def test_held_out_queries_are_right_as_often_as_said(carried):
+    calibration = Calibration.fit(queries(3000, 0), carried)
+    held_out = queries(6000, 1)
+    assert calibration_error(calibration, held_out) < 0.05
+    for wanted in (0.8, 0.9, 0.95):
+        precision, coverage = precision_and_coverage(calibration, held_out, wanted)
+        # Three standard errors of some thousand hits.
+        assert precision == pytest.approx(wanted, abs=0.03)
+        assert 0.02 < coverage < 1
+    # The surer, the fewer.
+    covered = [precision_and_coverage(calibration, held_out, wanted)[1] for wanted in (0.8, 0.9, 0.95)]
+    assert covered == sorted(covered, reverse=True)
+
+
+def test_a_nearer_hit_and_a_larger_margin_are_surer():
+    calibration = Calibration.fit(queries(1000, 0))
+    assert calibration.probability(0.9, 0.1) > calibration.probability(0.5, 0.1)
+    assert calibration.probability(0.9, 0.3) > calibration.probability(0.9, 0.0)
+    assert np.all(calibration.probability(np.linspace(-1, 1, 9), 0.1) > 0)
+
+
+def test_first_hits_take_each_product_by_its_best_item():
+    gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1.0], [0.6, 0.8]]), dim=1)
+    found = first_hits(torch.tensor([[1.0, 0], [0, 1.0]]), ["b", "gone"], gallery, ["a", "a", "b", "c"])
+    assert found.own.tolist() == pytest.approx([0.0])
+    assert found.others[0].tolist() == pytest.approx([1.0, 0.6])
+    features, right, weights = found.outcomes(0.25)
+    assert features[0].tolist() == features[1].tolist() == pytest.approx([1.0, 0.4])
+    assert right.tolist() == [False, False] and weights.tolist() == [0.25, 0.75]
+    with pytest.raises(ValueError, match="at least three products"):
+        first_hits(gallery, "abab", gallery, "abab")
+
+
+def test_nothing_is_ever_sure_where_hits_are_wrong():
+    rng = np.random.default_rng(0)
+    hits = FirstHits(rng.uniform(0, 0.5, 100), rng.uniform(0.5, 0.6, (100, 2)))
+    calibration = Calibration.fit(hits)
+    assert calibration.threshold(0.95) is None
+    assert np.isnan(precision_and_coverage(calibration, hits, 0.95)[0])
+
+
+def test_it_is_kept_beside_the_model(tmp_path):
+    calibration = Calibration.fit(queries(500, 0))
+    save_calibration(tmp_path, {"t2i": calibration})
+    assert load_calibration(tmp_path) == {"t2i": calibration}
+    assert json.loads((tmp_path / "calibration.json").read_text())["t2i"]["carried"] == 0.5
+    assert load_calibration(tmp_path / "elsewhere") == {}
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least 20 held-out queries, there are 10"):
+        Calibration.fit(queries(10, 0))
+    with pytest.raises(ValueError, match=r"share in \(0, 1\], got 0"):
+        Calibration.fit(queries(50, 0), 0)
+    with pytest.raises(ValueError, match=r"precision of 0\.8, 0\.9, 0\.95, 0\.99, not 0\.7"):
+        Calibration.fit(queries(50, 0)).threshold(0.7)
