@@ -91,6 +91,7 @@ PEERS = ("VSE++", "VSE-infinity", "CVSE", "sentence-transformers", "VisionTextDu
 
 # Of these there are many: they take one caption a picture and step, and are compared with each other.
 ONE_CAPTION = {"texts_per_image": 1}
+TRIPLET = {"contrastive_loss": "triplet"}
 CONSTANT = {"lr_scheduler_type": "constant_with_warmup"}
 COSINE = "cosine, InfoNCE"
 WEIGHTING, SCHEDULE, LOSS = (f"{what}, one caption a step" for what in ("weighting", "schedule", "loss"))
@@ -122,7 +123,14 @@ ROWS = [
             (SCHEDULE, "constant after warm-up", LAST_LEVEL, CONSTANT, False),
             (SCHEDULE, "a tenth after half of the steps", LAST_LEVEL, CONSTANT, True),
             (LOSS, "sigmoid", LAST_LEVEL | SIGMOID, {"contrastive_loss": "sigmoid"}, False),
-            (LOSS, "triplet", LAST_LEVEL, {"contrastive_loss": "triplet", "triplet_warmup_steps": 23}, False),
+            (LOSS, "triplet", LAST_LEVEL, TRIPLET | {"triplet_warmup_steps": 23}, False),
+            (
+                LOSS,
+                "triplet, mean of hinges for half of it",
+                LAST_LEVEL,
+                TRIPLET | {"triplet_warmup_steps": 230},
+                False,
+            ),
         )
     ),
     Row("recipe", "control, one caption a step", NO_BRANCH, ONE_CAPTION),
