@@ -28,6 +28,8 @@ CALIBRATION_FILE = "calibration.json"
 PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 FEWEST_QUERIES = 20
 _ROWS = 1024
+# Hits that the probabilities count for beside the ones that were seen.
+_SAID = 10
 
 
 @dataclass
@@ -184,13 +186,13 @@ def _threshold(
 ) -> float | None:
     """
     The lowest probability from which on hits are right as often as wanted: as they were, with what the probabilities
-    say as two hits more, so that a handful of right ones is not taken for certainty.
+    say as ten hits more, so that a handful of right ones is not taken for certainty.
     """
     order = np.argsort(-probabilities)
     hits = np.cumsum(weights[order]) * queries
     said = np.cumsum((weights * probabilities)[order]) * queries / hits
     were = np.cumsum((weights * right)[order]) * queries
-    enough = np.nonzero((were + 2 * said) / (hits + 2) >= wanted)[0]
+    enough = np.nonzero((were + _SAID * said) / (hits + _SAID) >= wanted)[0]
     return float(probabilities[order][enough[-1]]) if len(enough) else None
 
 
