@@ -82,6 +82,7 @@ setup(
         "concepts": CONCEPTS,
         "plots": PLOTS,
         "qlora": QLORA,
+        "excel": EXCEL,
         "lint": LINT,
         "test": TEST,
     },

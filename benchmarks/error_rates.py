@@ -23,6 +23,7 @@ truth.
 """
 
 import argparse
+import itertools
 
 import torch
 from tqdm import tqdm
@@ -30,12 +31,13 @@ from tqdm import tqdm
 from fusionmatch.evaluation.intervals import Ranks, bootstrap_recalls, permutation_test
 
 
-def split(products: int, generator: torch.Generator) -> tuple[list[int], list[int], torch.Tensor]:
+def split(products: int, recall: float, generator: torch.Generator) -> tuple[list[int], list[int], torch.Tensor]:
     """Products of one to five pictures and one to three texts each, and how easy each product is."""
     image_products = torch.arange(products).repeat_interleave(torch.randint(1, 6, (products,), generator=generator))
     text_products = torch.arange(products).repeat_interleave(torch.randint(1, 4, (products,), generator=generator))
-    # Uniform: a mean of one half, and what is found of one product has a correlation of one third.
-    return image_products.tolist(), text_products.tolist(), torch.rand(products, generator=generator)
+    # Powers of uniform numbers have any mean; with one half, what is found of one product has a correlation of 1/3.
+    easy = torch.rand(products, generator=generator) ** ((1 - recall) / recall)
+    return image_products.tolist(), text_products.tolist(), easy
 
 
 def run(sides: tuple[list[int], list[int]], easy: torch.Tensor, generator: torch.Generator) -> Ranks:
@@ -48,24 +50,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=1000)
     parser.add_argument("--products", type=int, nargs="+", default=[30, 100, 400])
+    parser.add_argument("--recalls", type=float, nargs="+", default=[0.5, 0.95], help="true ones")
     parser.add_argument("--samples", type=int, default=1000, help="of bootstrap and permutation test")
     args = parser.parse_args()
-    print("| products | p <= 0.05 | interval of the change without 0 | interval of R@1 with the truth |")
-    print("|---:|---:|---:|---:|")
+    print("| products | true R@1 | p <= 0.05 | interval of the change without 0 | interval of R@1 with the truth |")
+    print("|---:|---:|---:|---:|---:|")
     generator = torch.Generator().manual_seed(0)
-    for products in args.products:
+    for recall, products in itertools.product(args.recalls, args.products):
         significant = apart = covered = 0
         for _ in tqdm(range(args.comparisons), desc=f"{products} products", leave=False):
-            *sides, easy = split(products, generator)
+            *sides, easy = split(products, recall, generator)
             one, two = (run(sides, easy, generator) for _ in range(2))
             options = {"ks": (1,), "num_samples": args.samples}
             significant += permutation_test([one], [two], *sides, **options)["rsum"] <= 0.05
             change = bootstrap_recalls([one], *sides, baseline=[two], **options)["rsum"]
             apart += not change.low <= 0 <= change.high
-            recall = bootstrap_recalls([one], *sides, **options)["i2t_recall@1"]
-            covered += recall.low <= 50 <= recall.high
+            found = bootstrap_recalls([one], *sides, **options)["i2t_recall@1"]
+            covered += found.low <= 100 * recall <= found.high
         rates = [f"{count / args.comparisons:.1%}" for count in (significant, apart, covered)]
-        print(f"| {products} | {' | '.join(rates)} |", flush=True)
+        print(f"| {products} | {recall:.0%} | {' | '.join(rates)} |", flush=True)
 
 
 if __name__ == "__main__":

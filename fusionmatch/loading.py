@@ -63,6 +63,7 @@ def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
 
 def precision(model: nn.Module) -> str:
     """In what a model's weights are kept: a base loaded in another precision has other bytes but is no other base."""
+    # With the comma, by which a quantised one is told.
     method = f"{model.quantization_method.value}, " if getattr(model, "is_quantized", False) else ""
     return f"{method}{model.dtype}"
 
@@ -175,6 +176,11 @@ def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
     base, processor = load_pretrained(base_path, **((made_on or {}).get("settings", {}) | kwargs))
     if made_on is not None:
         found = fingerprint(base)
+        if made_on["dtype"] != precision(base) and "," in made_on["dtype"] + precision(base):
+            logger.warning(
+                f"The adapter {path} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
+                f"{precision(base)}: whether the two are the same base cannot be told."
+            )
         if made_on["fingerprint"] != found and made_on["dtype"] == precision(base):
             raise ValueError(
                 f"The adapter {path} was made on a base with the fingerprint {made_on['fingerprint']}, but "

@@ -64,26 +64,28 @@ def examine(
     for row, group in enumerate(dataset["picture_group"]):
         groups[group].append(row)
     for rows in groups.values():
+        names = list(dict.fromkeys(products[row] for row in rows))
         for row in rows[1:]:
-            others = _others(products[row], (products[other] for other in rows))
+            others = _others(products[row], names)
             if others:
-                note(row, SHARED_PICTURE, intake.columns.image, ids[row], f"also {_some(others)}")
+                note(row, SHARED_PICTURE, intake.columns.image, ids[row], f"also {others}")
             else:
                 note(row, COPY, intake.columns.image, ids[row], f"of {ids[rows[0]]}")
 
     label = " + ".join(intake.columns.texts)
-    owners: dict[str, list[int]] = defaultdict(list)
+    keys = {text: text_key(text) for own in texts for text in own}
+    owners: dict[str, dict[str, None]] = defaultdict(dict)
     for row, own in enumerate(texts):
-        for key in dict.fromkeys(map(text_key, own)):
-            owners[key].append(row)
+        for text in own:
+            owners[keys[text]].setdefault(products[row])
+    names_of = {key: list(own) for key, own in owners.items()}
     told: set[tuple[str, str]] = set()
     for row, own in enumerate(texts):
         for text in own:
-            key = text_key(text)
-            others = _others(products[row], (products[other] for other in owners[key]))
-            if others and (key, products[row]) not in told:
+            key = keys[text]
+            if len(names_of[key]) > 1 and (key, products[row]) not in told:
                 told.add((key, products[row]))
-                note(row, SHARED_TEXT, label, text, f"also {_some(others)}")
+                note(row, SHARED_TEXT, label, text, f"also {_others(products[row], names_of[key])}")
 
     name = next((name for name in dataset.column_names if name.strip().lower() in _IDS), None)
     if name is not None:
@@ -133,10 +135,8 @@ def _script(text: str) -> str:
     return _SCRIPTS.get(name, name.capitalize())
 
 
-def _others(own: str, names: Sequence[str]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if name != own]
-
-
-def _some(names: Sequence[str], count: int = 2) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+def _others(own: str, names: Sequence[str], shown: int = 2) -> str:
+    """The first other names and the number of the rest, in words; nothing where there is no other."""
+    first = [name for name in names[: shown + 1] if name != own][:shown]
+    rest = len(names) - (own in names) - len(first)
+    return ", ".join(first) + (f" and {rest} more" if rest else "")

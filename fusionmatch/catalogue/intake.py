@@ -212,10 +212,10 @@ def load_catalogue(
 
     Args:
         path (`str`, `os.PathLike`, `list` or `Mapping`):
-            A `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` file; a folder of pictures with a `metadata.jsonl`,
-            `metadata.csv` or `metadata.parquet`; a folder of Parquet shards, read as one table; a glob; a mapping of
-            `train`, `validation` and `test` to any of these or to lists of them, whose splits are kept as they are; or
-            the name of a hub dataset, whose splits are kept when it has several.
+            A `.csv`, `.tsv`, `.xlsx`, `.jsonl`, `.json` or `.parquet` file; a folder of pictures with a
+            `metadata.jsonl`, `metadata.csv` or `metadata.parquet`; a folder of Parquet shards, read as one table; a
+            glob; a mapping of `train`, `validation` and `test` to any of these or to lists of them, whose splits are
+            kept as they are; or the name of a hub dataset, whose splits are kept when it has several.
         image_column (`str`, *optional*):
             Column of the pictures: paths relative to the table's folder, embedded bytes, or lists of either.
         additional_images_column (`str`, *optional*):

@@ -113,7 +113,7 @@ def check_bytes(data: Any) -> Checked:
                     (TINY, min(picture.size) < SMALLEST_SIDE),
                     (ANIMATED, getattr(picture, "is_animated", False)),
                     (FOR_PRINT, picture.mode == "CMYK"),
-                    (TURNED, picture.getexif().get(ExifTags.Base.Orientation, 1) != 1),
+                    (TURNED, picture.getexif().get(ExifTags.Base.Orientation) in range(2, 9)),
                 )
                 if found
             ]

@@ -240,19 +240,23 @@ def _read_excel(file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
         ) from error
     if others:
         logger.warning(f"'{file.name}' has {len(others) + 1} sheets; the first one, '{first}', is read.")
+    # A sheet may begin with empty rows and have notes beside the table.
+    filled = [row for row in cells if any(str(cell).strip() for cell in row)]
+    named = [column for column, name in enumerate(filled[0]) if str(name).strip()] if filled else []
     text = io.StringIO()
     writer = csv.writer(text)
-    # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
-    writer.writerows(
-        [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in cells
-    )
-    return _read_csv(text.getvalue(), file)
+    for row in filled:
+        chosen = [row[column] for column in named]
+        # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
+        writer.writerow([int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in chosen])
+    return _read_csv(text.getvalue(), file, ",")
 
 
-def _read_csv(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
+def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
     header_line = text.split("\n", 1)[0]
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
+    if delimiter is None:
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     columns: list[list[str]] = []

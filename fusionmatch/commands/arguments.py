@@ -127,7 +127,9 @@ class DataArguments:
 
     catalogue: str | None = field(
         default=None,
-        metadata={"help": "CSV, TSV, JSONL or Parquet file, folder of pictures with metadata, or datasets name."},
+        metadata={
+            "help": "CSV, TSV, Excel, JSONL or Parquet file, folder of pictures with metadata, or datasets name."
+        },
     )
     train_file: list[str] | None = field(default=None, metadata={"help": "In place of catalogue: training file(s)."})
     validation_file: list[str] | None = field(default=None, metadata={"help": "Validation file(s)."})

@@ -24,7 +24,7 @@ from ..evaluation.calibration import (
     precision_and_coverage,
     save_calibration,
 )
-from ..evaluation.retrieval import embed_catalogue
+from ..evaluation.retrieval import embed_catalogue, unique_texts
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -67,12 +67,21 @@ def run(argv: list[str]) -> None:
         "t2i": (found.text_embeds, found.text_products, found.image_embeds, found.image_products),
         "i2t": (found.image_embeds, found.image_products, found.text_embeds, found.text_products),
     }
+    # By row and text, not by product: splits of the user's own may share products.
+    seen = set(zip(*unique_texts(splits["train"]), strict=True)) if "train" in splits else set()
+    chosen = {}
+    for name in ("validation", "test"):
+        ids, pairs = set(splits[name]["image_id"]), set(zip(*unique_texts(splits[name]), strict=True)) - seen
+        texts = enumerate(zip(found.texts, found.text_products, strict=True))
+        chosen[name] = {
+            "t2i": [row for row, pair in texts if pair in pairs],
+            "i2t": [row for row, image_id in enumerate(intake.dataset["image_id"]) if image_id in ids],
+        }
     calibrations = {}
     for direction, (queries, products, gallery, offered) in sides.items():
         hits = {}
         for name in ("validation", "test"):
-            chosen = set(splits[name]["product"])
-            rows = [row for row, product in enumerate(products) if product in chosen]
+            rows = chosen[name][direction]
             hits[name] = first_hits(queries[rows], [products[row] for row in rows], gallery, offered)
         each = calibrations[direction] = Calibration.fit(hits["validation"], args.carried)
         asked, among = ("texts", "pictures") if direction == "t2i" else ("pictures", "texts")
@@ -81,7 +90,7 @@ def run(argv: list[str]) -> None:
             f"of validation products, measured on {len(hits['test'].own):,} of test products.\n"
             f"{args.carried:.0%} of the searches are taken to look for something that is carried.\n"
             f"Calibration error {calibration_error(each, hits['test']):.3f}\n"
-            f"{'wanted precision':>17} {'from':>10} {'precision':>10} {'carried ones found':>19}"
+            f"{'wanted precision':>17} {'from':>10} {'precision':>10} {'carried, answered':>19}"
         )
         for wanted, threshold in each.thresholds.items():
             precision, coverage = precision_and_coverage(each, hits["test"], float(wanted))
@@ -90,5 +99,6 @@ def run(argv: list[str]) -> None:
             else:
                 shown = "no hits" if math.isnan(precision) else f"{precision:.1%}"
                 print(f"{float(wanted):>17.0%} {threshold:>10.1%} {shown:>10} {coverage:>19.1%}")
-    path = save_calibration(folder, calibrations)
-    print(f"\nWritten: {path}. `fusionmatch search` shows probabilities from now on.")
+    path = save_calibration(folder, calibrations, model)
+    where = "" if args.output_dir is None else f" with `--calibration_dir {args.output_dir}`"
+    print(f"\nWritten: {path}. `fusionmatch search`{where} shows probabilities of what is found for a text.")

@@ -24,7 +24,7 @@ from ..catalogue import Intake
 from ..catalogue.doctor import examine, scripts
 from ..catalogue.quarantine import QUARANTINE_SUFFIXES, QuarantinedRow, write_quarantine
 from ..evaluation.inputs import count_tokens, text_limit
-from ..evaluation.mismatches import MISMATCH, SUSPICIOUS, suspicions, tower_vectors
+from ..evaluation.mismatches import FEWEST_PRODUCTS, MISMATCH, SUSPICIOUS, suspicions, tower_vectors
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -81,18 +81,23 @@ def run(argv: list[str]) -> None:
 
 def _mismatches(model: nn.Module, processor: Any, intake: Intake, disable_tqdm: bool) -> list[QuarantinedRow]:
     """Rows whose picture most other texts fit better than their own does, the worst first."""
+    products = list(intake.dataset["product"])
+    if len(set(products)) < FEWEST_PRODUCTS:
+        print(f"Pairs were not compared: that takes {FEWEST_PRODUCTS} products, there are {len(set(products))}.")
+        return []
     dataset = intake.dataset
     vectors = tower_vectors(model, processor, dataset, disable_tqdm=disable_tqdm)
-    found = suspicions(*vectors, list(dataset["product"]))
+    found = suspicions(*vectors, products)
     rows = [row for row in found.argsort(descending=True).tolist() if found[row] > SUSPICIOUS]
     label = " + ".join(intake.columns.texts)
+    source_rows, ids, texts = (list(dataset[name]) for name in ("source_row", "image_id", "texts"))
     return [
         QuarantinedRow(
             intake.files[row],
-            dataset[row]["source_row"],
+            source_rows[row],
             MISMATCH,
             field=label,
-            value=f"{dataset[row]['image_id']} | {dataset[row]['texts'][0]}",
+            value=f"{ids[row]} | {texts[row][0]}",
             detail=f"{found[row]:.0%} of the other products' texts fit better",
         )
         for row in rows
@@ -103,8 +108,10 @@ def _show(rows: list[QuarantinedRow], examples: int) -> None:
     kinds: dict[str, list[QuarantinedRow]] = defaultdict(list)
     for row in rows:
         kinds[row.reason].append(row)
+    several = len({row.source for row in rows}) > 1
     for reason, each in sorted(kinds.items(), key=lambda item: -len(item[1])):
         print(f"  {len(each):>6,}  {reason}")
         for row in each[:examples]:
             value = "" if row.value is None else f": {row.value if len(row.value) <= 60 else row.value[:59] + '…'}"
-            print(f"          row {row.row}{value}{'' if row.detail is None else f' ({row.detail})'}")
+            place = f"{row.source}, row {row.row}" if several else f"row {row.row}"
+            print(f"          {place}{value}{'' if row.detail is None else f' ({row.detail})'}")

@@ -85,19 +85,25 @@ def run(argv: list[str]) -> int:
     )
     intake = data_args.read()
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
+    unknown = [column for column in args.by if column not in dataset.column_names]
+    if unknown:
+        raise ValueError(
+            f"`--by` names {unknown}; the columns of the catalogue are {', '.join(dataset.column_names)}."
+        )
+    kept = QueryResults.load(args.baseline) if Path(args.baseline or "").suffix == ".parquet" else None
     model, processor = load_model(model_args)
 
-    def measure(each: nn.Module) -> CatalogueEmbeddings:
+    def measure(each: nn.Module, its_processor: Any) -> CatalogueEmbeddings:
         return embed_catalogue(
             each,
-            processor,
+            its_processor,
             dataset,
             batch_size=args.batch_size,
             disable_tqdm=args.disable_tqdm or args.json,
             ranking_top_k=args.ranking_top_k,
         )
 
-    found = measure(model)
+    found = measure(model, processor)
     queries = QueryResults.from_embeddings(found, dataset)
     metrics: dict[str, Any] = found.metrics() | queries.summary
     if args.queries_file:
@@ -106,9 +112,11 @@ def run(argv: list[str]) -> int:
     metrics["intervals"] = {name: [each.low, each.high] for name, each in intervals.items()}
     differences = None
     if args.baseline is not None:
-        other = _baseline(
-            args.baseline, model, model_args, lambda each: QueryResults.from_embeddings(measure(each), dataset)
-        )
+        other = kept
+        if other is None:
+            other = QueryResults.from_embeddings(
+                _baseline(args.baseline, model, processor, model_args, measure), dataset
+            )
         before, differences = recall_intervals([other]), compare([queries], [other])
         metrics["baseline"] = {name: each.value for name, each in before.items()} | other.summary
         metrics["change"] = {
@@ -140,10 +148,12 @@ def run(argv: list[str]) -> int:
 
 
 def _baseline(
-    name: str, model: nn.Module, model_args: ModelArguments, measure: Callable[[nn.Module], QueryResults]
-) -> QueryResults:
-    if Path(name).suffix == ".parquet":
-        return QueryResults.load(name)
+    name: str,
+    model: nn.Module,
+    processor: Any,
+    model_args: ModelArguments,
+    measure: Callable[[nn.Module, Any], CatalogueEmbeddings],
+) -> CatalogueEmbeddings:
     if name == "base":
         if not hasattr(model, "disable_adapter"):
             raise ValueError(
@@ -151,9 +161,9 @@ def _baseline(
                 "Name the checkpoint to compare with."
             )
         with model.disable_adapter():
-            return measure(model)
+            return measure(model, processor)
     settings = dataclasses.replace(model_args, model_name_or_path=name, model_revision=None)
-    return measure(load_model(settings)[0])
+    return measure(*load_model(settings))
 
 
 def _table(metrics: dict[str, Any], intervals: dict[str, Interval], differences: dict[str, Difference] | None) -> str:

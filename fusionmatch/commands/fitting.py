@@ -26,10 +26,9 @@ from ..evaluation.queries import compare
 from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
 from ..hub.model_card import write_model_card
 from ..training import FusionMatchTrainingArguments
-from ..training.adapters import peft_base
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, FitDataArguments, ModelArguments
-from .models import load_model
+from .models import load_base
 
 
 def fit_and_report(
@@ -42,7 +41,7 @@ def fit_and_report(
 ) -> None:
     """
     Reads the catalogue, fits an adapter or a checkpoint, prints and writes the report. `prepare` freezes what does not
-    train, and gives the adapter's configuration if there is one; `loading` is for [`load_model`].
+    train, and gives the adapter's configuration if there is one; `loading` is for [`load_base`].
     """
     main_process = args.process_index == 0
     check_output_dir(args.output_dir)
@@ -64,12 +63,7 @@ def fit_and_report(
         if findings:
             kinds = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(findings))
             print(f"Worth a look ({kinds}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
-    model, processor = load_model(model_args, **loading)
-    if peft_base(model) is not model:
-        raise ValueError(
-            f"`{model_args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter "
-            f"merge {model_args.model_name_or_path} --output_dir MERGED`), then go on from the merged checkpoint."
-        )
+    model, processor = load_base(model_args, **loading)
     adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
     result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)

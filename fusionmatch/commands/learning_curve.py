@@ -23,9 +23,10 @@ from torch import nn
 
 from ..evaluation.intervals import Interval
 from ..training.learning_curve import CurvePoint, draw_learning_curve, learning_curve
+from ..training.pipeline import METRICS_FILE
 from .adapt import AdaptTrainingArguments
 from .arguments import CommandParser, DataArguments, LoraArguments, ModelArguments
-from .models import load_model
+from .models import load_base
 
 
 @dataclass
@@ -66,17 +67,19 @@ def run(argv: list[str]) -> None:
     model_args, data_args, lora_args, curve_args, args = parser.parse(argv)
     lora_args.settle(args)
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    every = asdict(model_args) | asdict(data_args) | asdict(lora_args) | args.to_dict()
-    _check_settings(output_dir, {name: value for name, value in every.items() if name not in NO_MATTER})
     intake = data_args.read()
     splits = data_args.split(intake)
+    if "train" not in splits:
+        raise ValueError(f"The split `train` is missing; there are {', '.join(splits)}.")
     loading = lora_args.loading(args)
-    _, processor = load_model(model_args)
-    pictures = len(splits["train"]) if "train" in splits else 0
+    _, processor = load_base(model_args)
+    pictures = len(splits["train"])
+    every = asdict(model_args) | asdict(data_args) | asdict(lora_args) | args.to_dict()
+    settings = {name: value for name, value in every.items() if name not in NO_MATTER}
+    _check_settings(output_dir, settings, args.process_index == 0)
 
     def build() -> tuple[nn.Module, Any]:
-        model, _ = load_model(model_args, **loading)
+        model, _ = load_base(model_args, **loading)
         return model, lora_args.prepare(model)
 
     labels = [min(count, pictures) for count in curve_args.labels]
@@ -97,21 +100,25 @@ def run(argv: list[str]) -> None:
         print(f"Written: {output_dir / 'learning_curve.csv'}, {picture}")
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """What lies in the folder was measured with the same settings, or nothing lies there."""
+def _check_settings(folder: Path, settings: dict[str, Any], main_process: bool) -> None:
+    """What lies in the folder was measured with the same settings, or nothing was measured there."""
     path = folder / SETTINGS_FILE
     settings = json.loads(json.dumps(settings, default=str))
-    if not path.is_file():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name in settings if settings[name] != before.get(name)]
-    if other:
-        raise ValueError(
-            f"What lies in {folder} was measured with another "
-            + ", ".join(f"`{name}` ({before.get(name)}, now {settings[name]})" for name in other[:3])
-            + ". Name another `--output_dir`."
-        )
+    if path.is_file() and any(folder.glob(f"*/{METRICS_FILE}")):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in settings if settings[name] != before.get(name)]
+        if other:
+            raise ValueError(
+                f"What lies in {folder} was measured with another "
+                + ", ".join(f"`{name}` ({before.get(name)}, now {settings[name]})" for name in other[:3])
+                + ". Name another `--output_dir`."
+            )
+    elif main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A half-written file never gets the final name.
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
 
 
 def _line(point: CurvePoint) -> str:

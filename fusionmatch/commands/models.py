@@ -25,6 +25,7 @@ from torch import nn
 
 from .. import __version__
 from ..loading import load_pretrained
+from ..training.adapters import peft_base
 from .arguments import ModelArguments
 
 
@@ -52,6 +53,22 @@ def load_model(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
             "checkpoint, dropouts and the like may differ."
         ) from error
     return model.to(PartialState().device), processor
+
+
+def load_base(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
+    """
+    [`load_model`] for a model that something is made on.
+
+    Raises:
+        `ValueError`: it is an adapter.
+    """
+    model, processor = load_model(args, **loading)
+    if peft_base(model) is not model:
+        raise ValueError(
+            f"`{args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter merge "
+            f"{args.model_name_or_path} --output_dir MERGED`), then go on from the merged checkpoint."
+        )
+    return model, processor
 
 
 def _build_starter(folder: str) -> None:

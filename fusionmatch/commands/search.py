@@ -39,6 +39,9 @@ class SearchArguments:
         default=None,
         metadata={"help": "Say that a text is not carried where no hit is sure enough for it (0.8, 0.9, 0.95, 0.99)."},
     )
+    calibration_dir: str | None = field(
+        default=None, metadata={"help": "Folder of `calibration.json`; defaults to the model's own."}
+    )
     index_dir: str | None = field(
         default=None, metadata={"help": "Folder of the embedded catalogue: used if it is there, else written."}
     )
@@ -66,13 +69,14 @@ def run(argv: list[str]) -> None:
         )
         if args.index_dir:
             index.save_pretrained(args.index_dir)
-    index.calibration = load_calibration(model_args.model_name_or_path or "").get("t2i")
+    folder = args.calibration_dir or model_args.model_name_or_path
+    index.calibration = None if folder is None else load_calibration(folder, model).get("t2i")
     threshold = None
     if args.precision is not None:
         if index.calibration is None:
             raise ValueError(
-                "`--precision` needs a calibration beside the model: `fusionmatch calibrate --model_name_or_path "
-                f"{model_args.model_name_or_path} --catalogue ...` makes one."
+                "`--precision` needs a calibration in the model's folder (or in `--calibration_dir`); `fusionmatch "
+                "calibrate --model_name_or_path MODEL --catalogue ...` makes one."
             )
         threshold = index.calibration.threshold(args.precision)
     for name, query in queries:
@@ -80,7 +84,9 @@ def run(argv: list[str]) -> None:
         # Nothing is known of how sure a picture's hits are.
         carried = None
         if args.precision is not None and isinstance(query, str):
-            carried = threshold is not None and (hits[0].probability or 0) >= threshold
+            # Unknown where a ranking stage put another product first than the similarities that were calibrated.
+            sure = hits[0].probability
+            carried = False if threshold is None else None if sure is None else sure >= threshold
         if args.json:
             found = {"query": name, "hits": [asdict(hit) for hit in hits]}
             print(json.dumps(found | ({} if carried is None else {"carried": carried}), ensure_ascii=False))

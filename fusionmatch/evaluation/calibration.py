@@ -17,11 +17,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from torch import nn
+
+from ..loading import fingerprint
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -57,7 +61,8 @@ class FirstHits:
         features = np.concatenate([_features(three), _features(self.others)])
         right = np.concatenate([self.own > self.others[:, 0], np.zeros(n, dtype=bool)])
         weights = np.concatenate([np.full(n, carried), np.full(n, 1 - carried)]) / n
-        return features, right, weights
+        happens = weights > 0
+        return features[happens], right[happens], weights[happens]
 
 
 def _features(best: np.ndarray) -> np.ndarray:
@@ -88,9 +93,9 @@ def first_hits(
     offered = torch.tensor([codes[product] for product in gallery_products])
     kept = [row for row, product in enumerate(query_products) if product in codes]
     asked = torch.tensor([codes[query_products[row]] for row in kept], dtype=torch.long)
-    own, others = [], []
+    own, others = [query_embeds.new_empty(0)], [query_embeds.new_empty(0, 2)]
     for part in torch.arange(len(kept)).split(_ROWS):
-        scores = query_embeds[torch.tensor(kept)[part]] @ gallery_embeds.t()
+        scores = query_embeds[torch.tensor(kept, dtype=torch.long)[part]] @ gallery_embeds.t()
         best = scores.new_full((len(part), len(codes)), -torch.inf)
         best.scatter_reduce_(1, offered.expand(len(part), -1), scores, reduce="amax")
         own.append(best.gather(1, asked[part, None]).flatten())
@@ -192,7 +197,9 @@ def _threshold(
     hits = np.cumsum(weights[order]) * queries
     said = np.cumsum((weights * probabilities)[order]) * queries / hits
     were = np.cumsum((weights * right)[order]) * queries
-    enough = np.nonzero((were + _SAID * said) / (hits + _SAID) >= wanted)[0]
+    # Equal ones pass together.
+    ends = np.append(np.diff(probabilities[order]) != 0, True)
+    enough = np.nonzero(ends & ((were + _SAID * said) / (hits + _SAID) >= wanted))[0]
     return float(probabilities[order][enough[-1]]) if len(enough) else None
 
 
@@ -213,7 +220,7 @@ def calibration_error(calibration: Calibration, hits: FirstHits, bins: int = 10)
 def precision_and_coverage(calibration: Calibration, hits: FirstHits, precision: float) -> tuple[float, float]:
     """
     What a threshold does on other held-out queries: of the first hits that pass the share that is right (NaN for
-    none), and the share of the carried queries whose first hit passes.
+    none), and the share of the carried queries that are answered: whose first hit passes, right or not.
     """
     threshold = calibration.threshold(precision)
     if threshold is None:
@@ -224,18 +231,30 @@ def precision_and_coverage(calibration: Calibration, hits: FirstHits, precision:
     return found, float(kept[: len(hits.own)].mean())
 
 
-def save_calibration(folder: str | Path, calibrations: dict[str, Calibration]) -> Path:
-    """Writes the calibrations of `t2i` and `i2t` beside a checkpoint or adapter."""
+def save_calibration(folder: str | Path, calibrations: dict[str, Calibration], model: nn.Module) -> Path:
+    """Writes the calibrations of `t2i` and `i2t` of a model, by rule into its own folder."""
     path = Path(folder) / CALIBRATION_FILE
-    content = {direction: asdict(each) for direction, each in calibrations.items()}
+    content: dict[str, Any] = {direction: asdict(each) for direction, each in calibrations.items()}
+    content["model_fingerprint"] = fingerprint(model, with_adapter=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def load_calibration(folder: str | Path) -> dict[str, Calibration]:
-    """The calibrations beside a checkpoint or adapter; empty where there are none."""
+def load_calibration(folder: str | Path, model: nn.Module) -> dict[str, Calibration]:
+    """
+    The calibrations that lie in a folder; empty where there are none.
+
+    Raises:
+        `ValueError`: they were made for a model with other weights.
+    """
     path = Path(folder) / CALIBRATION_FILE
     if not path.is_file():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
+    made_for, found = content.pop("model_fingerprint", None), fingerprint(model, with_adapter=True)
+    if made_for != found:
+        raise ValueError(
+            f"{path} was made for a model with the fingerprint {made_for}, this one has {found}. Calibrate anew "
+            "(`fusionmatch calibrate`), or remove that file."
+        )
     return {direction: Calibration(**values) for direction, values in content.items()}

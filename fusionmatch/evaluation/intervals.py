@@ -108,9 +108,19 @@ def bootstrap_recalls(
     tail = norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1)).item()
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     low, high = values[1:].quantile(ends, dim=0) if num_samples else (values[0], values[0])
-    return {
+    found = {
         name: Interval(values[0, i].item(), low[i].item(), high[i].item()) for i, name in enumerate([*names, "rsum"])
     }
+    for name, each in found.items() if baseline is None and num_samples else ():
+        # Products that all agree have no spread to draw from; the exact binomial interval (Clopper and Pearson 1934)
+        # says what so many of them leave open.
+        top = 100.0 if name != "rsum" else 100.0 * len(names)
+        open_end = 1 - ((1 - confidence) / 2) ** (1 / n)
+        if each.low == each.high == top:
+            each.low = top * (1 - open_end)
+        elif each.low == each.high == 0:
+            each.high = top * open_end
+    return found
 
 
 def permutation_test(

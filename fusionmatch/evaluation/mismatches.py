@@ -80,8 +80,8 @@ def suspicions(
 
     A linear map from picture to text vectors (ridge regression, closed form) is fitted on some of the products and
     looks at the others, so that no pair speaks for itself. In a pair that belongs together few other texts are nearer
-    than its own; in one that does not, any share of them is. So about twice as many pairs do not belong together as
-    have a suspicion above 0.5.
+    than its own; in one that does not, any share of them is. So at most about twice as many pairs do not belong
+    together as have a suspicion above 0.5: fewer, where products resemble each other.
 
     Args:
         images (`torch.Tensor` of shape `(n, d)`), texts (`torch.Tensor` of shape `(n, m)`):

@@ -78,6 +78,8 @@ class QueryResults:
             if name in _NOT_KEPT or not isinstance(feature, datasets.Value):
                 continue
             values = list(dataset[name])
+            while name in table.column_names:
+                name += "_source"
             table = table.append_column(name, pyarrow.array([values[row] for row in rows]))
         return cls(table)
 

@@ -234,13 +234,13 @@ def ranking_quality(
     discount = 1 / (torch.arange(depth) + 2).double().log2()
     tolerance = 4 * (queries.shape[1] + 1) * torch.finfo(torch.float64).eps
     precision, gain = (torch.full((len(codes),), torch.nan, dtype=torch.float64) for _ in range(2))
-    rows = (counts > 0).nonzero().flatten()
+    rows, place = (counts > 0).nonzero().flatten(), sides.orders[1].argsort()
     for part in rows.split(max(1, _positive("chunk_size", chunk_size) ** 2 // len(gallery))):
         relevant = codes[part, None] == gallery_codes
         # Ties count against the model.
         scores = queries[part] @ gallery.T - tolerance * relevant
         if first is not None:
-            places = sides.orders[1].argsort()[first[sides.orders[0][part]]]
+            places = place[first[sides.orders[0][part]]]
             scores.scatter_(1, places, torch.linspace(3, 2, places.shape[1], dtype=scores.dtype).expand_as(places))
         found = relevant.gather(1, scores.topk(depth).indices).double()
         number = counts[part, None]

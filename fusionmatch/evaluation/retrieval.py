@@ -85,7 +85,12 @@ class CatalogueEmbeddings:
         first = None
         if direction in self.candidates:
             candidates, logits = self.candidates[direction]
-            first = candidates.gather(1, logits.argsort(dim=1, descending=True, stable=True))
+            codes = {product: i for i, product in enumerate(dict.fromkeys([*own, *products]))}
+            asked, offered = (torch.tensor([codes[product] for product in part]) for part in (own, products))
+            # Ties count against the model: of equal ones the irrelevant come first.
+            last = (offered[candidates] == asked[:, None]).int().argsort(dim=1, stable=True)
+            order = logits.gather(1, last).argsort(dim=1, descending=True, stable=True)
+            first = candidates.gather(1, last.gather(1, order))
         return ranking_quality(queries, gallery, own, products, first=first)
 
     @cached_property

@@ -248,7 +248,9 @@ def fit(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    if checkpoint and trainer.state.global_step == steps_before:
+    # Without its metrics the run was stopped after its last step, and is measured now.
+    measured = (Path(args.output_dir) / METRICS_FILE).is_file()
+    if checkpoint and measured and trainer.state.global_step == steps_before:
         raise ValueError(
             f"The run in {args.output_dir} had already ended, at step {trainer.state.global_step}; nothing was "
             "trained. Raise `--num_train_epochs` or `--max_steps` to go on, or name another `--output_dir`."

@@ -130,6 +130,10 @@ def test_a_workbook_is_read_as_the_csv_one_would_save(tmp_path, noise, caplog):
     ]
     for row in rows:
         book.active.append(row)
+    # As people make them: a note beside the table, and an empty row above and within it.
+    book.active.insert_rows(1)
+    book.active.insert_rows(3)
+    book.active["H5"] = "ask Anna; about | this"
     book.create_sheet("Notes")
     book.save(tmp_path / "shop.xlsx")
     intake = read_catalogue(tmp_path / "shop.xlsx")

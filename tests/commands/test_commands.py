@@ -30,7 +30,6 @@ from fusionmatch.commands import COMMANDS, main
 from fusionmatch.commands.arguments import ModelArguments
 from fusionmatch.commands.models import load_model
 from fusionmatch.evaluation import evaluate_retrieval
-from fusionmatch.evaluation.calibration import load_calibration
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import lora_config
@@ -108,6 +107,16 @@ def test_adapt_shows_before_after_and_what_to_type_next(base, shop, tmp_path, ca
         assert part in shown, part
 
 
+def test_a_run_that_was_stopped_after_its_last_step_is_measured(adapter, base, shop, tmp_path, capsys):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), "--output_dir", str(folder)]
+    before = json.loads((folder / "metrics.json").read_text())
+    fails(capsys, [*command, *ADAPT], "had already ended")
+    (folder / "metrics.json").unlink()
+    assert main([*command, *ADAPT]) == 0
+    assert json.loads((folder / "metrics.json").read_text())["after"] == before["after"]
+
+
 def test_presets(base, shop, tmp_path, capsys):
     command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), *ADAPT]
     for preset in ("fast", "dora", "full"):
@@ -149,10 +158,17 @@ def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, cap
     assert main([*search, "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)["hits"]
     assert 0 < first["probability"] < 1 and second["probability"] is None
-    assert main([*search, "--json", "--precision", "0.99"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    threshold = load_calibration(folder)["t2i"].threshold(0.99)
-    assert found["carried"] == (threshold is not None and found["hits"][0]["probability"] >= threshold)
+    path = folder / "calibration.json"
+    content = json.loads(path.read_text())
+    content["t2i"]["thresholds"] = {"0.8": 0.0, "0.9": 1.0, "0.95": None, "0.99": None}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "calibration.json").write_text(json.dumps(content))
+    other = ["--calibration_dir", str(tmp_path / "other")]
+    for precision, carried in (("0.8", True), ("0.9", False), ("0.95", False)):
+        assert main([*search, "--json", "--precision", precision, *other]) == 0
+        assert json.loads(capsys.readouterr().out)["carried"] is carried
+        assert main([*search, "--precision", precision, *other]) == 0
+        assert ("Not carried" in capsys.readouterr().out) is not carried
     fails(capsys, [*search, "--precision", "0.5"], "0.8, 0.9, 0.95, 0.99, not 0.5")
     fails(capsys, ["calibrate", *files, "--validation_size", "0.05"], "at least 20 held-out queries")
 
@@ -187,7 +203,7 @@ def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
     fails(capsys, [*command, str(base), "--baseline", "base"], "is a checkpoint")
     fails(capsys, [*command, str(base), "--fail_on_regression", "True"], "needs a `--baseline`")
     fails(capsys, [*command, str(base), "--split", "validation", "--baseline", queries], "different queries")
-    fails(capsys, [*command, str(base), "--by", "colour"], "no column 'colour'")
+    fails(capsys, [*command, str(base), "--by", "colour"], "`--by` names ['colour']", "category")
 
 
 def test_qlora(shop, tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ from fusionmatch.evaluation.calibration import (
     save_calibration,
 )
 
+from ..core.tiny import tiny_model
+
 
 def queries(number, seed):
     """Products on a sphere of 12 dimensions; queries lie more or less near to their own."""
@@ -84,10 +86,23 @@ def test_nothing_is_ever_sure_where_hits_are_wrong():
 
 def test_it_is_kept_beside_the_model(tmp_path):
     calibration = Calibration.fit(queries(500, 0))
-    save_calibration(tmp_path, {"t2i": calibration})
-    assert load_calibration(tmp_path) == {"t2i": calibration}
+    model = tiny_model()
+    save_calibration(tmp_path, {"t2i": calibration}, model)
+    assert load_calibration(tmp_path, model) == {"t2i": calibration}
+    with pytest.raises(ValueError, match=r"made for a model with the fingerprint.*Calibrate anew"):
+        load_calibration(tmp_path, tiny_model(seed=1))
     assert json.loads((tmp_path / "calibration.json").read_text())["t2i"]["carried"] == 0.5
-    assert load_calibration(tmp_path / "elsewhere") == {}
+    assert load_calibration(tmp_path / "elsewhere", model) == {}
+
+
+def test_equal_hits_pass_together():
+    # Forty alike, half of them right: none of them is surer than the others.
+    own, others = np.full(40, 0.9), np.tile([[0.5, 0.4]], (40, 1))
+    own[20:], others[20:] = 0.5, [0.9, 0.5]
+    calibration = Calibration.fit(FirstHits(own, others), carried=1.0)
+    assert calibration.threshold(0.9) is None
+    empty = first_hits(torch.eye(3), "xyz", torch.eye(3), "abc")
+    assert len(empty.own) == 0
 
 
 def test_bad_input():

@@ -67,6 +67,15 @@ def test_a_row_is_a_query_with_what_the_catalogue_says_of_it(results):
     assert not {"image", "texts", "tags"} & set(rows[0])
 
 
+def test_columns_of_the_catalogue_with_our_names_keep_theirs_apart(embeddings, dataset, tmp_path):
+    dataset = dataset.add_column("rank", ["first", "first", "second", "third"]).add_column("query", [1, 2, 3, 4])
+    path = QueryResults.from_embeddings(embeddings, dataset).save(tmp_path / "queries.parquet")
+    results = QueryResults.load(path)
+    assert set(divide(results, "rank_source")) == {"first", "second", "third"}
+    assert "query_source" in results.table.column_names
+    assert results.ranks[0].tolist() == [1, 1, 1, 1]
+
+
 def test_recalls_are_those_of_the_metrics(results, embeddings):
     metrics = embeddings.metrics()
     for name, interval in recall_intervals([results]).items():
