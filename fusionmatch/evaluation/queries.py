@@ -65,9 +65,11 @@ class QueryResults:
         first = {product: row for row, product in reversed(list(enumerate(found.image_products)))}
         rows = [*range(len(found.image_products)), *(first[product] for product in found.text_products)]
         quality = [torch.cat(part) for part in zip(*(found.quality(way) for way in DIRECTIONS), strict=True)]
+        # Rows made by hand may have no names.
+        names = dataset["image_id"] if "image_id" in dataset.column_names else range(len(dataset))
         columns = {
             "direction": ["i2t"] * len(found.image_products) + ["t2i"] * len(found.text_products),
-            "query": [str(name) for name in dataset["image_id"]] + found.texts,
+            "query": [str(name) for name in names] + found.texts,
             "product": [str(product) for product in (*found.image_products, *found.text_products)],
             "rank": torch.cat([found.ranks(direction) for direction in DIRECTIONS]).tolist(),
             "average_precision": quality[0].tolist(),

@@ -67,6 +67,11 @@ def test_a_row_is_a_query_with_what_the_catalogue_says_of_it(results):
     assert not {"image", "texts", "tags"} & set(rows[0])
 
 
+def test_rows_made_by_hand_go_by_their_number(embeddings, dataset):
+    results = QueryResults.from_embeddings(embeddings, dataset.remove_columns("image_id"))
+    assert results.side("i2t", "query") == ["0", "1", "2", "3"]
+
+
 def test_columns_of_the_catalogue_with_our_names_keep_theirs_apart(embeddings, dataset, tmp_path):
     dataset = dataset.add_column("rank", ["first", "first", "second", "third"]).add_column("query", [1, 2, 3, 4])
     path = QueryResults.from_embeddings(embeddings, dataset).save(tmp_path / "queries.parquet")
