@@ -14,14 +14,17 @@
 """A small shop to try everything on: drawn products, English and Japanese texts, and a few faults to be found."""
 
 import csv
+import itertools
 import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .sample_shop_drawing import COLORS, Look, draw_product, second_color_is_dark
@@ -40,6 +43,8 @@ FAULT_KINDS = (
     "long_text",
     "duplicate_image",
 )
+# Only on request: to a person the shop looks sound.
+RARE_FAULT_KINDS = ("reencoded_image", "swapped_text")
 _TEXT_FIELDS = ("title", "description", "title_ja", "description_ja")
 _COLUMNS = (
     *("sku", "product_id", "title", "description", "title_ja", "description_ja"),
@@ -289,12 +294,18 @@ def _views(index: int) -> list[str]:
     return (["front", "turned"], ["front", "turned", "detail"], ["front", "detail"])[index // 3 % 3]
 
 
-def _add_faults(folder: Path, rows: list[dict[str, str]], rng: np.random.Generator) -> list[dict[str, object]]:
-    """Spoils one row for each kind of fault, in place, and says which."""
+def _add_faults(
+    folder: Path, rows: list[dict[str, str]], kinds: Sequence[str], rng: np.random.Generator
+) -> list[dict[str, object]]:
+    """Spoils one row for each kind named, in place, and says which."""
     # Rows with one picture: a second, sound one would keep the product in the shop.
     places = rng.permutation([i for i, row in enumerate(rows) if not row["additional_images"]])
+    # A row with several pictures is not spoilt itself.
+    originals = itertools.cycle([row for row in rows if row["additional_images"]])
+    swapped = [rows[place] for place, kind in zip(places, kinds, strict=False) if kind == "swapped_text"]
+    texts = [{field: row[field] for field in _TEXT_FIELDS} for row in swapped]
     faults: list[dict[str, object]] = []
-    for place, kind in zip(places, FAULT_KINDS, strict=False):
+    for place, kind in zip(places, kinds, strict=False):
         row = rows[place]
         picture = folder / row["image"]
         field = "image"
@@ -315,11 +326,21 @@ def _add_faults(folder: Path, rows: list[dict[str, str]], rng: np.random.Generat
             field = "description"
             notes = (f"Note {i + 1}: {_CARE[i % len(_CARE)]}." for i in range(60))
             row["description"] = " ".join([row["description"], *notes])
+        elif kind == "swapped_text":
+            field = "|".join(_TEXT_FIELDS)
+            # Each has the texts of the one before it.
+            other = swapped.index(row) - 1
+            row.update(texts[other])
+            fault["same_as"] = swapped[other]["product_id"]
         else:
-            # A row with several pictures was not spoilt above.
-            original = next(other for other in rows if other["additional_images"])
-            shutil.copyfile(folder / original["image"], picture)
+            original = next(originals)
             fault["same_as"] = original["product_id"]
+            if kind == "duplicate_image":
+                shutil.copyfile(folder / original["image"], picture)
+            else:
+                with Image.open(folder / original["image"]) as image:
+                    size = [round(0.8 * side) for side in image.size]
+                    image.resize(size, Image.Resampling.LANCZOS).save(picture, quality=70)
         faults.append({**fault, "field": field, "kind": kind})
     return sorted(faults, key=lambda fault: str(fault["product_id"]))
 
@@ -331,6 +352,7 @@ def write_sample_shop(
     seed: int = 0,
     image_size: int = 224,
     faults: bool = True,
+    fault_rates: Mapping[str, float] | None = None,
 ) -> Path:
     r"""
     Draws a small shop: 16 kinds of products in 12 colours, 6 patterns and 13 materials, with texts in English and
@@ -351,6 +373,9 @@ def write_sample_shop(
             Whether to spoil eight rows, one for each of `FAULT_KINDS`, as real catalogues are. `faults.json` then
             lists for each its data row in the table counted from 1, `product_id`, field (several joined by bars) and
             kind; without faults it is an empty list.
+        fault_rates (`Mapping[str, float]`, *optional*):
+            In place of those eight the share of the rows with each kind of fault, of `FAULT_KINDS` and
+            `RARE_FAULT_KINDS`; together at most 0.6. Rows with a second picture are never spoilt.
 
     Returns:
         `pathlib.Path`: the table, with the columns `sku`, `product_id`, `title`, `description`, `title_ja`,
@@ -358,7 +383,7 @@ def write_sample_shop(
         relative to the table, joined by bars).
 
     Raises:
-        `ValueError`: `num_products`, `seed` or `image_size` is out of range.
+        `ValueError`: `num_products`, `seed`, `image_size` or a rate is out of range, or there is no such fault.
 
     Example:
 
@@ -367,7 +392,22 @@ def write_sample_shop(
 
     >>> table = write_sample_shop("shop", num_products=64)
     ```"""
-    fewest = _FEWEST_WITH_FAULTS if faults else 1
+    kinds: list[str] = []
+    if fault_rates is not None:
+        known = (*FAULT_KINDS, *RARE_FAULT_KINDS)
+        wrong = {kind: rate for kind, rate in fault_rates.items() if kind not in known or not 0 <= rate <= 1}
+        if wrong or sum(fault_rates.values()) > 0.6:
+            raise ValueError(
+                f"`fault_rates` must be shares in [0, 1] of {', '.join(known)}, together at most 0.6, got "
+                f"{dict(fault_rates)}."
+            )
+        counts = {kind: round(rate * num_products) for kind, rate in fault_rates.items()}
+        # One text has nothing to change places with.
+        counts |= {kind: 2 for kind, count in counts.items() if kind == "swapped_text" and count == 1}
+        kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    elif faults:
+        kinds = list(FAULT_KINDS)
+    fewest = _FEWEST_WITH_FAULTS if faults and fault_rates is None else 1
     if num_products < fewest:
         remedy = f", or `faults=False`, which allows fewer than {fewest}" if faults else ""
         raise ValueError(f"`num_products` is {num_products}; ask for at least {fewest}{remedy}.")
@@ -403,7 +443,7 @@ def write_sample_shop(
                 "additional_images": "|".join(pictures[1:]),
             }
         )
-    found = _add_faults(folder, rows, rng) if faults else []
+    found = _add_faults(folder, rows, kinds, rng) if kinds else []
 
     table = folder / "products.csv"
     with table.open("w", encoding="utf-8", newline="") as stream:

@@ -196,6 +196,8 @@ def test_materials_show_in_a_close_up():
         ({"num_products": 2305}, "only 2304 different products"),
         ({"seed": -1}, "0 or more"),
         ({"image_size": 16}, "below 32 pixels"),
+        ({"fault_rates": {"torn_image": 0.1}}, "truncated_image.*torn_image"),
+        ({"fault_rates": {"no_text": 0.4, "blank_text": 0.4}}, "together at most 0.6"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, arguments, message):
