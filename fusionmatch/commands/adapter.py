@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.queries import QueryResults, compare
 from ..loading import FINGERPRINT_FILE, load_pretrained
+from ..training.pipeline import QUERIES_FILE
 from .arguments import CommandParser
 
 
@@ -115,3 +117,11 @@ def _compare(folders: list[Path]) -> None:
         print(f"{name:<16}" + "".join(f"{value:>{width + 2}.1f}" for value in values))
     for label, key in (("trained weights", "trainable_parameters"), ("seconds", "training_seconds")):
         print(f"{label:<16}{'':>{width + 2}}" + "".join(f"{run[key]:>{width + 2},.0f}" for run in runs.values()))
+    kept = {name: Path(name) / QUERIES_FILE for name in runs}
+    start, *others = [name for name, path in kept.items() if path.is_file()] or [""]
+    for name in others:
+        queries = [QueryResults.load(kept[each]) for each in (name, start)]
+        try:
+            print(f"{name}: {compare(queries[:1], queries[1:])['rsum'].sentence('RSUM', start)}")
+        except ValueError as error:
+            print(f"{name}: not compared with {start}. {error}")

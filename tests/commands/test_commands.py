@@ -250,6 +250,7 @@ def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys
     assert main(["adapter", "compare", str(adapter), str(other)]) == 0
     shown = capsys.readouterr().out
     assert "i2t_recall@1" in shown and str(adapter) in shown and str(other) in shown
+    assert f"{other}: No difference shown to {adapter}: RSUM +0.0" in shown
     assert main(["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
     metrics = json.loads((adapter / "metrics.json").read_text())
     capsys.readouterr()
