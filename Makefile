@@ -19,6 +19,7 @@ demo: $(VENV)/.starter
 ifeq ($(CATALOGUE),)
 	@test -f $(OUT)/shop/products.csv || (set -x; $(BIN)/fusionmatch sample-shop $(OUT)/shop)
 endif
+	@set -x; $(BIN)/fusionmatch check $(or $(CATALOGUE),$(OUT)/shop/products.csv)
 	@rm -rf $(OUT)/adapter
 	@set -x; $(BIN)/fusionmatch adapt --model_name_or_path $(OUT)/base --output_dir $(OUT)/adapter \
 	  --catalogue $(or $(CATALOGUE),$(OUT)/shop/products.csv)
