@@ -121,11 +121,12 @@ def examine(
 
 def scripts(intake: Intake) -> list[tuple[str, float]]:
     """Writing systems of the texts with their shares, the commonest first; a text with kana is Japanese."""
-    counts = Counter(_script(text) for own in intake.dataset["texts"] for text in own)
+    counts = Counter(script_of(text) for own in intake.dataset["texts"] for text in own)
     return [(name, count / counts.total()) for name, count in counts.most_common()]
 
 
-def _script(text: str) -> str:
+def script_of(text: str) -> str:
+    """The writing system of a text: `Latin`, `Japanese`, `Chinese characters`, `Cyrillic`, ..., `no letters`."""
     letters = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
     if any(kana in letters for kana in _KANA):
         return "Japanese"

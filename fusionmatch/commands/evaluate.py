@@ -47,7 +47,8 @@ class EvaluateArguments:
         default=False, metadata={"help": "Exit with 3 if RSUM is worse than the baseline's by more than chance."}
     )
     by: list[str] = field(
-        default_factory=list, metadata={"help": "Columns of the catalogue (category, color, ...) to divide by."}
+        default_factory=list,
+        metadata={"help": "Columns of the catalogue to divide by (category, color, ...), script or text_length."},
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
     ranking_top_k: int = field(
@@ -85,11 +86,10 @@ def run(argv: list[str]) -> int:
     )
     intake = data_args.read()
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
-    unknown = [column for column in args.by if column not in dataset.column_names]
+    columns = [*dataset.column_names, "script", "text_length"]
+    unknown = [column for column in args.by if column not in columns]
     if unknown:
-        raise ValueError(
-            f"`--by` names {unknown}; the columns of the catalogue are {', '.join(dataset.column_names)}."
-        )
+        raise ValueError(f"`--by` names {unknown}; there are {', '.join(columns)}.")
     kept = QueryResults.load(args.baseline) if Path(args.baseline or "").suffix == ".parquet" else None
     model, processor = load_model(model_args)
 

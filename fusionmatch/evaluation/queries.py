@@ -24,6 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet
 import torch
 
+from ..catalogue.doctor import script_of
 from .intervals import Interval, Ranks, bootstrap_recalls, permutation_test
 from .retrieval import CatalogueEmbeddings
 
@@ -33,6 +34,7 @@ DIRECTIONS = ("i2t", "t2i")
 FEW = 5
 # What of a catalogue's rows is no property of a product that queries could be grouped by.
 _NOT_KEPT = {"image", "texts", "product", "image_id", "source_row", "picture_group", "concepts"}
+_LENGTHS = (40, 120, 300)
 COLUMNS = {
     "direction": pyarrow.string(),
     "query": pyarrow.string(),
@@ -53,8 +55,9 @@ class QueryResults:
             Columns `direction` (`i2t` for a picture among the texts, `t2i` for a text among the pictures), `query`
             (`image_id`, or the text), `product`, `rank` (of the first item of the product, from 1; 0 where there is
             none), `average_precision` at R and `ndcg@10` (in [0, 1]; see
-            [`~fusionmatch.evaluation.ranking.ranking_quality`]), and the catalogue's own columns (`category`, ...):
-            those of the picture, or of the first picture of the text's product.
+            [`~fusionmatch.evaluation.ranking.ranking_quality`]); `script` and `text_length` (of the text, or of a
+            picture's first one); and the catalogue's own columns (`category`, ...): those of the picture, or of the
+            first picture of the text's product.
     """
 
     table: pyarrow.Table
@@ -76,6 +79,9 @@ class QueryResults:
             "ndcg@10": quality[1].tolist(),
         }
         table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in COLUMNS.items()})
+        texts = [own[0] if own else "" for own in dataset["texts"]] + found.texts
+        table = table.append_column("script", pyarrow.array([script_of(text) for text in texts]))
+        table = table.append_column("text_length", pyarrow.array([_length(text) for text in texts]))
         for name, feature in dataset.features.items():
             if name in _NOT_KEPT or not isinstance(feature, datasets.Value):
                 continue
@@ -142,6 +148,14 @@ class QueryResults:
         """A column of the queries of one direction."""
         chosen = pyarrow.compute.equal(self.table["direction"], direction)
         return self.table[column].filter(chosen).to_pylist()
+
+
+def _length(text: str) -> str:
+    """A text's length in words that sort a report's table."""
+    for most in _LENGTHS:
+        if len(text) <= most:
+            return f"up to {most} characters"
+    return f"over {_LENGTHS[-1]} characters"
 
 
 @dataclass

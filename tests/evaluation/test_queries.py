@@ -65,6 +65,8 @@ def test_a_row_is_a_query_with_what_the_catalogue_says_of_it(results):
     assert [row["price"] for row in rows[4:]] == [3.5, 4.0, 4.0, None]
     assert rows[4]["average_precision"] == 1 and rows[5]["average_precision"] == 0
     assert not {"image", "texts", "tags"} & set(rows[0])
+    assert {row["script"] for row in rows} == {"Latin"}
+    assert {row["text_length"] for row in rows} == {"up to 40 characters"}
 
 
 def test_rows_made_by_hand_go_by_their_number(embeddings, dataset):
@@ -119,7 +121,7 @@ def test_values_of_a_column_have_queries_of_their_own(results):
     assert recall_intervals([parts["mug"]])["t2i_recall@1"].value == pytest.approx(100 / 3)
     assert recall_intervals([parts["lamp"]])["rsum"].value == 600
     assert list(divide(results, "price")) == ["3.5", "4.0"]
-    with pytest.raises(ValueError, match=r"no column 'colour'.*category, price"):
+    with pytest.raises(ValueError, match=r"no column 'colour'.*script, text_length, category, price"):
         divide(results, "colour")
 
 

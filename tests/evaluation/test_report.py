@@ -81,6 +81,7 @@ def test_the_table_says_what_is_better():
 
 def test_the_page_escapes_texts_and_holds_its_pictures(tmp_path):
     columns = {"image": [Image.new("RGB", (9, 9), (60 * i, 0, 0)) for i in range(4)], "image_id": list("0123")}
+    columns["texts"] = [["mug <b>"], ["mug <b>"], ["lamp & co"], ["傘"]]
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     queries = [QueryResults.from_embeddings(each, dataset) for each in (BEFORE, AFTER)]
     metrics = measured(BEFORE), measured(AFTER)
