@@ -60,9 +60,9 @@ def fit_and_report(
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
         findings = examine(intake)
+        look = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(findings))
         if findings:
-            kinds = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(findings))
-            print(f"Worth a look ({kinds}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
+            print(f"Worth a look ({look}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
     model, processor = load_base(model_args, **loading)
     adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
@@ -101,6 +101,7 @@ def fit_and_report(
         [
             f"Measured by {held_out}.",
             *intake.summary().splitlines(),
+            *([f"Worth a look in the catalogue ({look})."] if findings else []),
             f"Trained {trained:,} of {total:,} parameters ({trained / total:.1%}) in {result.seconds:.0f} s on "
             f"{len(splits['train']):,} pictures of {len(set(splits['train']['product'])):,} products.",
             *(["The base was never trained on pairs: before is chance."] if fresh else []),
