@@ -27,6 +27,7 @@ from ..evaluation.intervals import Interval
 from ..evaluation.queries import FEW, Difference, QueryResults, compare, divide, recall_intervals
 from ..evaluation.report import ROWS
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
+from ..evaluation.trec import read_trec, write_trec
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -40,7 +41,7 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "What to compare with on the same queries: a checkpoint, an adapter, `base` for the base of an "
-            "adapter, or a file that --queries_file wrote."
+            "adapter, a file that --queries_file wrote, or a folder with TREC runs of any system."
         },
     )
     fail_on_regression: bool = field(
@@ -57,6 +58,9 @@ class EvaluateArguments:
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
     queries_file: str | None = field(
         default=None, metadata={"help": "Parquet file for what was found for each query."}
+    )
+    trec_dir: str | None = field(
+        default=None, metadata={"help": "Folder for TREC runs and qrels, for trec_eval, ranx and the like."}
     )
     json: bool = field(default=False, metadata={"help": "Print the metrics as JSON and nothing else."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
@@ -90,7 +94,11 @@ def run(argv: list[str]) -> int:
     unknown = [column for column in args.by if column not in columns]
     if unknown:
         raise ValueError(f"`--by` names {unknown}; there are {', '.join(columns)}.")
-    kept = QueryResults.load(args.baseline) if Path(args.baseline or "").suffix == ".parquet" else None
+    kept = None
+    if Path(args.baseline or "").suffix == ".parquet":
+        kept = QueryResults.load(args.baseline)
+    elif args.baseline and (Path(args.baseline) / "t2i.run").is_file():
+        kept = read_trec(args.baseline, dataset)
     model, processor = load_model(model_args)
 
     def measure(each: nn.Module, its_processor: Any) -> CatalogueEmbeddings:
@@ -108,6 +116,8 @@ def run(argv: list[str]) -> int:
     metrics: dict[str, Any] = found.metrics() | queries.summary
     if args.queries_file:
         queries.save(args.queries_file)
+    if args.trec_dir:
+        write_trec(args.trec_dir, found, dataset)
     intervals = recall_intervals([queries])
     metrics["intervals"] = {name: [each.low, each.high] for name, each in intervals.items()}
     differences = None

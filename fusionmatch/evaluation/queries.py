@@ -91,6 +91,11 @@ class QueryResults:
             table = table.append_column(name, pyarrow.array([values[row] for row in rows]))
         return cls(table)
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> "QueryResults":
+        """Results that were found elsewhere, pictures first, with the columns that every file of results has."""
+        return cls(pyarrow.Table.from_pylist(list(rows), schema=pyarrow.schema(COLUMNS)))
+
     def save(self, path: str | Path) -> Path:
         """Writes the Parquet file."""
         pyarrow.parquet.write_table(self.table, path)

@@ -108,6 +108,14 @@ class CatalogueEmbeddings:
             scores[candidates] = 2 + logits - logits.min()
         return scores
 
+    def text_scores(self, image: int) -> torch.Tensor:
+        """Order of the texts for a picture, (texts,), as [`image_scores`]."""
+        scores = self.text_embeds @ self.image_embeds[image]
+        if "i2t" in self.candidates:
+            candidates, logits = (part[image] for part in self.candidates["i2t"])
+            scores[candidates] = 2 + logits - logits.min()
+        return scores
+
     def metrics(self, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
         """Retrieval metrics, see [`~fusionmatch.evaluation.ranking.retrieval_metrics`]."""
         products = self.image_products, self.text_products

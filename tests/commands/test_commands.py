@@ -176,7 +176,7 @@ def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, cap
 def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
     command = ["evaluate", "--catalogue", str(shop), "--disable_tqdm", "True", "--model_name_or_path"]
     queries, numbers = str(tmp_path / "queries.parquet"), tmp_path / "metrics.json"
-    files = ["--queries_file", queries, "--output_file", str(numbers)]
+    files = ["--queries_file", queries, "--output_file", str(numbers), "--trec_dir", str(tmp_path / "trec")]
     assert main([*command, str(adapter), "--baseline", "base", "--by", "category", *files]) == 0
     shown = capsys.readouterr().out
     assert "to the baseline: RSUM" in shown or "than the baseline: RSUM" in shown
@@ -191,6 +191,8 @@ def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
     assert low <= metrics["rsum"] <= high
     assert len(metrics["by"]["category"]) > 1
 
+    assert main([*command, str(adapter), "--baseline", str(tmp_path / "trec")]) == 0
+    assert "No difference shown to the baseline: RSUM +0.0" in capsys.readouterr().out
     # What was kept is compared with as well, and a model that is worse by more than chance fails the command.
     assert main([*command, str(adapter), "--baseline", queries, "--fail_on_regression", "True"]) == 0
     assert "No difference shown" in capsys.readouterr().out
