@@ -96,8 +96,12 @@ def run(argv: list[str]) -> None:
                 )
             print(_line(point), flush=True)
     if args.process_index == 0:
-        picture = draw_learning_curve(output_dir / "learning_curve.png", points)
-        print(f"Written: {output_dir / 'learning_curve.csv'}, {picture}")
+        print(f"Written: {output_dir / 'learning_curve.csv'}")
+        try:
+            print(f"Drawn in {draw_learning_curve(output_dir / 'learning_curve.png', points)}")
+        except ImportError as error:
+            # The numbers are what took the time.
+            print(f"Not drawn. {error}")
 
 
 def _check_settings(folder: Path, settings: dict[str, Any], main_process: bool) -> None:

@@ -162,9 +162,7 @@ def draw_learning_curve(path: str | Path, points: Sequence[CurvePoint]) -> Path:
         from matplotlib.figure import Figure
         from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
     except ImportError as error:
-        raise ImportError(
-            'Drawing needs matplotlib. Install it with: pip install "fusionmatch[plots]". The numbers are written.'
-        ) from error
+        raise ImportError('Drawing needs matplotlib. Install it with: pip install "fusionmatch[plots]".') from error
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(points[0].alone.value, color="0.5", linestyle="--", linewidth=1, label="base, no labels")
