@@ -60,7 +60,7 @@ def fit_and_report(
         if intake.quarantine:
             print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
         findings = examine(intake)
-        look = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(findings))
+        look = "; ".join(f"{count:,} × {reason}" for reason, count in count_reasons(findings))
         if findings:
             print(f"Worth a look ({look}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
     model, processor = load_base(model_args, **loading)
@@ -121,7 +121,8 @@ def fit_and_report(
     print(
         f"\nReport with pictures: {report}\nThe {what} is in {output_dir}. Next:\n"
         f'  fusionmatch search --model_name_or_path {output_dir} {source} --query "what to look for"\n'
-        f"  fusionmatch evaluate --model_name_or_path {output_dir} {source}\n"
+        f"  fusionmatch evaluate --model_name_or_path {output_dir} {source}"
+        f"{'' if adapter is None else ' --baseline base'}\n"
         "  fusionmatch adapt --catalogue your/products.csv       (your own catalogue; --help for every option)"
     )
 
