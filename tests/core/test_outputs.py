@@ -62,7 +62,8 @@ class TestMiniBatches:
 
     @pytest.mark.parametrize("size", [1, 2, 5, 64])
     def test_gradients_equal_those_of_the_whole_batch(self, size):
-        model = tiny_model(gate_init_value=0.3).train()
+        # In double precision only what is computed differs shows, not the order of sums that a CPU's kernels choose.
+        model = tiny_model(gate_init_value=0.3).double().train()
         inputs = tiny_inputs(7)
         inputs["attention_mask"][::2, -2:] = 0
         found = {}
@@ -72,10 +73,10 @@ class TestMiniBatches:
             outputs.loss.backward()
             found[mini_batch_size] = outputs, {name: p.grad.clone() for name, p in model.named_parameters()}
         (whole, expected), (parts, gradients) = found[None], found[size]
-        assert torch.allclose(whole.loss, parts.loss, atol=1e-6)
-        assert torch.allclose(whole.logits_per_text, parts.logits_per_text, atol=1e-5)
+        assert torch.allclose(whole.loss, parts.loss, rtol=0, atol=1e-10)
+        assert torch.allclose(whole.logits_per_text, parts.logits_per_text, rtol=0, atol=1e-10)
         for name in expected:
-            assert torch.allclose(expected[name], gradients[name], atol=1e-5), name
+            assert torch.allclose(expected[name], gradients[name], rtol=0, atol=1e-10), name
 
     def test_dropout_is_the_same_when_a_part_is_computed_anew(self):
         model = tiny_model(feature_dropout=0.5, hidden_dropout_prob=0.5, gate_init_value=0.3).train()
