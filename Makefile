@@ -50,7 +50,7 @@ $(VENV)/.torch: $(VENV)/bin/pip constraints.txt
 	@touch $@
 
 $(VENV)/.starter: $(VENV)/.torch setup.py
-	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[starter]'
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[starter,report]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py

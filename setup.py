@@ -18,6 +18,9 @@ CONCEPTS = ["HanTa>=1.2,<2", "janome>=0.5"]
 # Figures of `fusionmatch explain` and of the benchmarks.
 PLOTS = ["matplotlib>=3.9"]
 
+# Plots and the rollout sheet of a report.
+REPORT = [*PLOTS, "statsmodels>=0.14.5"]
+
 # Catalogues in .xlsx.
 EXCEL = ["python-calamine>=0.9"]
 
@@ -29,7 +32,7 @@ LINT = ["ruff>=0.17,<0.18", "import-linter>=2.16,<3", "transformers-mlinter>=0.1
 TEST = [
     *STARTER,
     *CONCEPTS,
-    *PLOTS,
+    *REPORT,
     *QLORA,
     *EXCEL,
     "openpyxl>=3.1",
@@ -55,7 +58,7 @@ setup(
     package_dir={"fusionmatch.model_cards": "model_cards"},
     packages=[*find_packages(include=["fusionmatch", "fusionmatch.*"]), "fusionmatch.model_cards"],
     package_data={
-        "fusionmatch": ["py.typed", "evaluation/metrics/*/README.md", "evaluation/*.html"],
+        "fusionmatch": ["py.typed", "evaluation/metrics/*/README.md", "report/*.html", "report/*.yaml"],
         "fusionmatch.model_cards": ["*.md"],
     },
     python_requires=">=3.11",
@@ -81,6 +84,7 @@ setup(
         "starter": STARTER,
         "concepts": CONCEPTS,
         "plots": PLOTS,
+        "report": REPORT,
         "qlora": QLORA,
         "excel": EXCEL,
         "lint": LINT,

@@ -52,7 +52,9 @@ def test_the_wheel_holds_code_metric_report_and_cards_alone(wheel):
         names = archive.namelist()
     for name in (
         "fusionmatch/py.typed",
-        "fusionmatch/evaluation/report.html",
+        "fusionmatch/report/report.html",
+        "fusionmatch/report/rollout.yaml",
+        "fusionmatch/report/words.yaml",
         "fusionmatch/evaluation/metrics/image_text_retrieval/image_text_retrieval.py",
         "fusionmatch/evaluation/metrics/image_text_retrieval/README.md",
         "fusionmatch/model_cards/adapter.md",

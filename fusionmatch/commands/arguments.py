@@ -28,6 +28,7 @@ from transformers import HfArgumentParser
 from ..catalogue import ConceptBank, Intake, add_unpaired_images, hide_pairs, read_catalogue, read_unpaired_texts
 from ..configuration_fusionmatch import FusionMatchConfig
 from ..modeling_fusionmatch import FusionMatchModel
+from ..report.words import Words
 from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
 from ..training.adapters import FULL_TOWER_LEARNING_RATE, PRESETS, four_bit_config
 
@@ -196,11 +197,13 @@ class FitDataArguments(DataArguments):
             "help": "To see what few labels do: so many training pictures keep their texts, others are taken apart."
         },
     )
+    report_language: str = field(default="en", metadata={"help": "Language of report.html: en or ja."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.unpaired_images is None) != (self.unpaired_texts is None):
             raise ValueError("Unpaired pictures are learnt from together with unpaired texts, so name both.")
+        Words(self.report_language)  # an unknown language is an error now, not after the training
         if self.labels is not None and self.unpaired_images is not None:
             raise ValueError("`--labels` takes pairs of the catalogue apart itself; leave the unpaired ones out.")
 

@@ -25,8 +25,8 @@ from torch import nn
 
 from ..evaluation.intervals import Interval
 from ..evaluation.queries import FEW, Difference, QueryResults, compare, divide, recall_intervals
-from ..evaluation.report import ROWS
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
+from ..evaluation.tables import ROWS
 from ..evaluation.trec import read_trec, write_trec
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model

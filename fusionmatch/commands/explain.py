@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from ..evaluation.explanation import explain
 from ..evaluation.explanation_figure import draw_explanations
-from ..evaluation.report import hits_and_misses, text_searches
 from ..evaluation.retrieval import embed_catalogue
+from ..evaluation.searches import hits_and_misses, text_searches
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 

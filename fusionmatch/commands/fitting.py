@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from torch import nn
 
 from ..catalogue import Intake, examine
 from ..catalogue.quarantine import count_reasons, write_quarantine
 from ..evaluation.queries import compare
-from ..evaluation.report import Search, format_table, image_searches, text_searches, write_report
+from ..evaluation.searches import Search, image_searches, text_searches
+from ..evaluation.tables import format_table
 from ..hub.model_card import write_model_card
+from ..report import Record, write_report
+from ..report.record import FINDINGS_FILE, QUARANTINE_FILE
 from ..training import FusionMatchTrainingArguments
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, FitDataArguments, ModelArguments
@@ -57,19 +61,20 @@ def fit_and_report(
         if unpaired_texts is not None:
             apart = sum(1 for texts in splits["train"]["texts"] if not texts)
             print(f"  of train, {apart:,} pictures without texts; {len(unpaired_texts):,} texts without pictures")
+        left_out = intake.write_quarantine(output_dir / QUARANTINE_FILE)
         if intake.quarantine:
-            print(f"Not used: see {intake.write_quarantine(output_dir / 'quarantine.jsonl')}")
+            print(f"Not used: see {left_out}")
         findings = examine(intake)
-        look = "; ".join(f"{count:,} × {reason}" for reason, count in count_reasons(findings))
+        worth_a_look = write_quarantine(findings, output_dir / FINDINGS_FILE)
         if findings:
-            print(f"Worth a look ({look}): see {write_quarantine(findings, output_dir / 'findings.jsonl')}")
+            look = "; ".join(f"{count:,} × {reason}" for reason, count in count_reasons(findings))
+            print(f"Worth a look ({look}): see {worth_a_look}")
     model, processor = load_base(model_args, **loading)
     adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
     result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)
     if not main_process:
         return
-    trained, total = result.trainable[-1][1:]
     print(f"\n{'module':<18}{'trained':>12}{'of':>14}{'share':>8}")
     for name, some, every in result.trainable:
         print(f"{name:<18}{some:>12,}{every:>14,}{some / max(1, every):>8.1%}")
@@ -95,27 +100,21 @@ def fit_and_report(
             f"({frequency:.0f} % by always naming the commonest)."
         )
     _print_searches(result, splits["test"])
-    report = write_report(
-        output_dir / "report.html",
-        f"FusionMatch {what}: {data_args.name}",
-        [
-            f"Measured by {held_out}.",
-            *intake.summary().splitlines(),
-            *([f"Worth a look in the catalogue ({look})."] if findings else []),
-            f"Trained {trained:,} of {total:,} parameters ({trained / total:.1%}) in {result.seconds:.0f} s on "
-            f"{len(splits['train']):,} pictures of {len(set(splits['train']['product'])):,} products.",
-            *(["The base was never trained on pairs: before is chance."] if fresh else []),
-        ],
-        result.before,
-        result.after,
-        result.before_embeddings,
-        result.after_embeddings,
-        result.before_queries,
-        result.after_queries,
-        splits["test"],
+    base = str(model.config.name_or_path)
+    device = f"CPU, {torch.get_num_threads()} threads" if args.device.type == "cpu" else torch.cuda.get_device_name()
+    record = Record.from_fit(
+        result,
+        splits,
+        intake,
+        what=what,
+        catalogue=data_args.name,
+        base=base,
+        untrained_base=bool(fresh),
+        machine=device,
     )
+    record.save(output_dir)
+    report = write_report(output_dir / "report.html", [output_dir], data_args.report_language)
     catalogue, rule = data_args.files or data_args.catalogue, _split_rule(data_args, intake)
-    base = model.config.name_or_path
     write_model_card(output_dir, result, splits, base=base, catalogue=catalogue, split_rule=rule, untrained=fresh)
     source = f"--catalogue {data_args.catalogue}" if data_args.catalogue else "--catalogue products.csv"
     print(

@@ -26,7 +26,7 @@ import datasets
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
 
-from ..evaluation.report import ROWS, metrics_table
+from ..evaluation.tables import ROWS, metrics_table
 
 
 TASK = "image-text-retrieval"

@@ -11,23 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-import re
-
-import datasets
 import torch
-from PIL import Image
 
-from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.evaluation.ranking import retrieval_metrics
-from fusionmatch.evaluation.report import (
-    format_table,
-    hits_and_misses,
-    image_searches,
-    metrics_table,
-    text_searches,
-    write_report,
-)
 from fusionmatch.evaluation.retrieval import CatalogueEmbeddings
+from fusionmatch.evaluation.searches import hits_and_misses, image_searches, text_searches
+from fusionmatch.evaluation.tables import format_table, metrics_table
 
 
 def embeddings(image_angles, text_angles):
@@ -77,22 +66,3 @@ def test_the_table_says_what_is_better():
     assert worse["RSUM (of 600)"]["direction"] == "down"
     lines = format_table(measured(BEFORE), measured(AFTER)).splitlines()
     assert len({len(line) for line in lines}) == 1
-
-
-def test_the_page_escapes_texts_and_holds_its_pictures(tmp_path):
-    columns = {"image": [Image.new("RGB", (9, 9), (60 * i, 0, 0)) for i in range(4)], "image_id": list("0123")}
-    columns["texts"] = [["mug <b>"], ["mug <b>"], ["lamp & co"], ["傘"]]
-    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-    queries = [QueryResults.from_embeddings(each, dataset) for each in (BEFORE, AFTER)]
-    metrics = measured(BEFORE), measured(AFTER)
-    path = write_report(tmp_path / "r.html", "<script>", ["a & b"], *metrics, BEFORE, AFTER, *queries, dataset)
-    page = path.read_text(encoding="utf-8")
-    assert "<script>" not in page
-    assert "mug &lt;b&gt;" in page
-    assert "傘" in page
-    assert "No difference shown to before: RSUM" in page
-    assert "Of 100 texts, 67 find a picture of their own product in the first place and 100 among the" in page
-    assert "before it was 33 and 100" in page
-    pictures = re.findall(r'src="([^"]*)"', page)
-    assert pictures
-    assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)

@@ -1,0 +1,90 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+from pathlib import Path
+
+import pytest
+
+from fusionmatch.catalogue.quarantine import QuarantinedRow, write_quarantine
+from fusionmatch.evaluation.intervals import bootstrap_recalls
+from fusionmatch.evaluation.queries import QueryResults
+from fusionmatch.report.record import Example, Record, Shown
+
+
+PIXEL = "data:image/jpeg;base64,AAAA"
+PRODUCTS = 24
+
+
+def queries(ranks, colors):
+    rows = [
+        {
+            "direction": direction,
+            "query": f"{direction} <{i}>",
+            "product": f"p{i}",
+            "rank": rank,
+            "average_precision": 1 / rank,
+            "ndcg@10": 1 / rank,
+        }
+        for direction in ("i2t", "t2i")
+        for i, rank in enumerate(ranks)
+    ]
+    run = QueryResults.from_rows(rows)
+    return QueryResults(run.table.append_column("color", [colors * 2]))
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a run's folder as `fusionmatch adapt` leaves it, with the ranks wanted."""
+
+    def make(name, before, after, seconds=90.0, **record):
+        folder: Path = tmp_path / name
+        folder.mkdir()
+        colors = ["red"] * (PRODUCTS // 2) + ["blue <i>"] * (PRODUCTS // 2)
+        metrics = {
+            "training_seconds": seconds,
+            "steps": 40,
+            "trainable_parameters": 1_000,
+            "parameters": 100_000,
+            "pictures": {"train": 80, "validation": 16, "test": PRODUCTS},
+            "products": {"train": 40, "validation": 8, "test": PRODUCTS},
+        }
+        for side, ranks in (("before", before), ("after", after)):
+            found = queries(ranks, colors)
+            found.save(folder / ("queries.parquet" if side == "after" else "queries_before.parquet"))
+            products = (found.side("i2t", "product"), found.side("t2i", "product"))
+            recalls = bootstrap_recalls([found.ranks], *products, num_samples=1)
+            metrics[side] = {key: each.value for key, each in recalls.items()} | found.summary
+            metrics[side] |= {"i2t_queries": float(PRODUCTS), "t2i_queries": float(PRODUCTS), "chance_rsum": 30.0}
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        shown = Shown(PIXEL, "p1 <b>", "products.csv", 12)
+        facts = {
+            "what": "adapter",
+            "catalogue": "shop & co.csv",
+            "base": "base",
+            "version": "1.2.3",
+            "date": "2026-01-31",
+            "machine": "CPU, 2 threads",
+            "rows_read": 100,
+            "columns": "image: 'image'",
+            "seen_products": 0,
+            "untrained_base": False,
+            "examples": {"hits": [Example("<script>傘", 7, 1, shown, [shown])], "misses": [], "pictures": []},
+        }
+        Record(**(facts | record)).save(folder)
+        faults = [QuarantinedRow("products.csv", row, "picture file is missing") for row in (3, 9)]
+        write_quarantine(faults, folder / "quarantine.jsonl")
+        write_quarantine([], folder / "findings.jsonl")
+        return folder
+
+    return make
