@@ -56,7 +56,7 @@ def main() -> None:
             for row, product in enumerate(products):
                 if product in other:
                     given[row] = texts[first[other[product]]]
-            found = suspicions(images, given, products)
+            found, _ = suspicions(images, given, products)
             flagged, worst = found > SUSPICIOUS, found.argsort(descending=True)[: int(swapped.sum())]
             hits = (flagged & swapped).sum()
             shares = (hits / swapped.sum(), hits / flagged.sum().clamp(min=1), swapped[worst].double().mean())

@@ -26,6 +26,7 @@ import yaml
 # Sub-command -> (module, what it does). Modules are imported when their command is asked for.
 COMMANDS = {
     "check": ("check", "what is wrong with a catalogue, before anything is trained on it"),
+    "listings": ("listings", "pictures and texts that may not belong together, worst first, as a page"),
     "adapt": ("adapt", "LoRA-adapt a base to a catalogue; before/after report and adapter"),
     "adapter": ("adapter", "list adapters, merge one into its base, compare what they reached"),
     "train": ("train", "train heads, fusion (and towers) into a new base checkpoint"),

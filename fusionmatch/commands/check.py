@@ -24,7 +24,7 @@ from ..catalogue import Intake
 from ..catalogue.doctor import examine, scripts
 from ..catalogue.quarantine import QUARANTINE_SUFFIXES, QuarantinedRow, write_quarantine
 from ..evaluation.inputs import count_tokens, text_limit
-from ..evaluation.mismatches import FEWEST_PRODUCTS, MISMATCH, SUSPICIOUS, suspicions, tower_vectors
+from ..evaluation.mismatches import FEWEST_PRODUCTS, MISMATCH, Listing, suspicious_listings, tower_vectors
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
 
@@ -87,21 +87,17 @@ def _mismatches(model: nn.Module, processor: Any, intake: Intake, disable_tqdm: 
         return []
     dataset = intake.dataset
     vectors = tower_vectors(model, processor, dataset, disable_tqdm=disable_tqdm)
-    found = suspicions(*vectors, products)
-    rows = [row for row in found.argsort(descending=True).tolist() if found[row] > SUSPICIOUS]
     label = " + ".join(intake.columns.texts)
     source_rows, ids, texts = (list(dataset[name]) for name in ("source_row", "image_id", "texts"))
-    return [
-        QuarantinedRow(
-            intake.files[row],
-            source_rows[row],
-            MISMATCH,
-            field=label,
-            value=f"{ids[row]} | {texts[row][0]}",
-            detail=f"{found[row]:.0%} of the other products' texts fit better",
-        )
-        for row in rows
-    ]
+
+    def finding(listing: Listing) -> QuarantinedRow:
+        row, detail = listing.row, f"{listing.share:.0%} of the other products' texts fit better"
+        if listing.swapped_with is not None:
+            detail += f"; its text may be that of {ids[listing.swapped_with]}, and the other way round"
+        value = f"{ids[row]} | {texts[row][0]}"
+        return QuarantinedRow(intake.files[row], source_rows[row], MISMATCH, field=label, value=value, detail=detail)
+
+    return [finding(listing) for listing in suspicious_listings(*vectors, products)]
 
 
 def _show(rows: list[QuarantinedRow], examples: int) -> None:

@@ -14,7 +14,7 @@
 """Pictures and texts of a catalogue that may not belong together, found without a model that was trained on pairs."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -30,6 +30,8 @@ SUSPICIOUS = 0.5
 FEWEST_PRODUCTS = 20
 _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 _ROWS = 1024
+# Products shown beside a listing whose texts fit its picture best, and rows looked through to find as many.
+_SHOWN, _LOOKED_AT = 3, 24
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def tower_vectors(
 
 def suspicions(
     images: torch.Tensor, texts: torch.Tensor, products: Sequence[Hashable], folds: int = 5, seed: int = 0
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     How much better the texts of other products fit a picture than its own text does.
 
@@ -94,7 +96,9 @@ def suspicions(
             Of the division.
 
     Returns:
-        `torch.Tensor` of shape `(n,)`: share of the other products' texts that fit better, in [0, 1].
+        `tuple[torch.Tensor, torch.Tensor]`: of shape `(n,)` the share of the other products' texts that fit better, in
+        [0, 1]; of shape `(n, min(24, n))` the rows whose texts fit best, the best first. Rows of the own product stand
+        at the end of those.
 
     Raises:
         `ValueError`: fewer than 20 products.
@@ -108,6 +112,7 @@ def suspicions(
     fold = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))[code] % folds
     images, texts = (nn.functional.normalize(part.double(), dim=1) for part in (images, texts))
     found = torch.empty(len(_RIDGES), len(code))
+    nearest = torch.empty(len(_RIDGES), len(code), min(_LOOKED_AT, len(code)), dtype=torch.long)
     for held_out in range(folds):
         rows, rest = (fold == held_out).nonzero().flatten(), fold != held_out
         centres = images[rest].mean(dim=0), texts[rest].mean(dim=0)
@@ -123,5 +128,55 @@ def suspicions(
                 # The same text, at another product as well, fits exactly as well.
                 better = (scores > scores.gather(1, part[:, None]) + 1e-9) & others
                 found[i, part] = better.sum(dim=1) / others.sum(dim=1)
+                nearest[i, part] = scores.masked_fill(~others, -2).topk(nearest.shape[2], dim=1).indices
     # The ridge under which pairs fit best as a whole.
-    return found[found.mean(dim=1).argmin()]
+    best = found.mean(dim=1).argmin()
+    return found[best], nearest[best]
+
+
+class Listing(NamedTuple):
+    """
+    A row whose picture and text may not belong together.
+
+    Args:
+        row (`int`): The row.
+        share (`float`): Share of the other products' texts that fit its picture better, in (0.5, 1].
+        fits (`list[int]`): Rows of the products whose texts fit best, at most three.
+        swapped_with (`int`, *optional*): The one of them whose picture this row's text fits in turn: the two texts may
+            have changed places.
+    """
+
+    row: int
+    share: float
+    fits: list[int]
+    swapped_with: int | None
+
+
+def suspicious_listings(
+    images: torch.Tensor, texts: torch.Tensor, products: Sequence[Hashable], threshold: float = SUSPICIOUS
+) -> list[Listing]:
+    """
+    The rows above a suspicion, the worst first. Arguments are those of [`suspicions`].
+
+    Args:
+        threshold (`float`, *optional*, defaults to 0.5):
+            A lower one finds more of what does not belong together, and more of what does.
+    """
+    share, nearest = suspicions(images, texts, products)
+
+    def fits(row: int) -> list[int]:
+        best: dict[Hashable, int] = {}
+        for other in nearest[row].tolist():
+            if products[other] != products[row]:
+                best.setdefault(products[other], other)
+        return list(best.values())[:_SHOWN]
+
+    listings = []
+    for row in share.argsort(descending=True, stable=True).tolist():
+        if share[row] <= threshold:
+            break
+        candidates = fits(row)
+        back = (other for other in candidates if products[row] in {products[each] for each in fits(other)})
+        swapped = next((other for other in back if share[other] > threshold), None)
+        listings.append(Listing(row, share[row].item(), candidates, swapped))
+    return listings

@@ -37,6 +37,17 @@ _RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (
 _WEAKEST, _FIRST_ROWS = 6, 5
 
 
+def environment() -> Environment:
+    """Where the pages' templates are, and how they are filled in."""
+    return Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
 def write_report(
     path: str | Path, runs: Sequence[str | Path], language: str = "en", rollout: Rollout | None = None
 ) -> Path:
@@ -63,17 +74,14 @@ def write_report(
         raise ValueError("A report needs at least one run: the folder that `fusionmatch adapt` wrote.")
     words, path = Words(language), Path(path)
     loaded = [Run.load(run) for run in runs]
-    environment = Environment(
-        loader=PackageLoader(__package__, ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("report.html").render(
-        t=words,
-        parts=[_part(run, words, path, rollout, place) for place, run in enumerate(loaded, start=1)],
-        overview=_overview(loaded, words) if len(loaded) > 1 else [],
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            t=words,
+            parts=[_part(run, words, path, rollout, place) for place, run in enumerate(loaded, start=1)],
+            overview=_overview(loaded, words) if len(loaded) > 1 else [],
+        )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -156,12 +156,10 @@ def _examples(result: FitResult, dataset: datasets.Dataset, intake: Intake) -> d
 
     def shown(row: int) -> Shown:
         file, number = places[ids[row]]
-        return Shown(_thumbnail(pictures[row]["image"]), str(products[row]), file, number)
+        return Shown(shown_picture(pictures[row]["image"]), str(products[row]), file, number)
 
     def example(search: Search) -> Example:
-        text = search.text
-        if text is not None and len(text) > _LONGEST_TEXT:
-            text = text[: _LONGEST_TEXT - 1] + "…"
+        text = None if search.text is None else shortened(search.text)
         found = [shown(row) for row in search.found]
         return Example(text, search.rank_before, search.rank_after, shown(search.row), found)
 
@@ -174,7 +172,12 @@ def _examples(result: FitResult, dataset: datasets.Dataset, intake: Intake) -> d
     }
 
 
-def _thumbnail(image: Image.Image, size: int = 160) -> str:
+def shortened(text: str) -> str:
+    """A text, cut to 280 characters."""
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
+
+
+def shown_picture(image: Image.Image, size: int = 160) -> str:
     """A picture, made small, as a data URI."""
     image = image.convert("RGB")
     image.thumbnail((size, size))

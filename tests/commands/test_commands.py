@@ -145,6 +145,15 @@ def test_check_finds_pairs_that_may_not_belong_together(base, shop, capsys):
     assert "text is longer than the model reads" in shown
 
 
+def test_listings_to_look_at_become_a_page(base, shop, tmp_path, capsys):
+    command = ["listings", str(shop), "--model_name_or_path", str(base), "--disable_tqdm", "True"]
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "listings are worth a look" in shown
+    assert "fit better" in (tmp_path / "out" / "listings.html").read_text(encoding="utf-8")
+    fails(capsys, [*command, "--language", "fr"], "en or ja, got 'fr'")
+
+
 def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, capsys):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     files = ["--model_name_or_path", str(folder), "--catalogue", str(shop)]

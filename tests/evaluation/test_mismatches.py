@@ -16,7 +16,7 @@
 import pytest
 import torch
 
-from fusionmatch.evaluation.mismatches import suspicions
+from fusionmatch.evaluation.mismatches import suspicions, suspicious_listings
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,12 @@ def pairs():
 
 
 def test_what_belongs_together_is_not_suspicious(pairs):
-    found = suspicions(*pairs)
+    found, nearest = suspicions(*pairs)
     assert found.shape == (200,)
     assert found.median() < 0.02 and (found > 0.5).sum() == 0
+    products = pairs[2]
+    assert nearest.shape == (200, 24)
+    assert all(products[row] != products[other] for row in range(200) for other in nearest[row].tolist())
 
 
 def test_swapped_texts_are(pairs):
@@ -40,7 +43,7 @@ def test_swapped_texts_are(pairs):
     texts = texts.clone()
     rows = torch.arange(0, 40)
     texts[rows] = texts[rows.roll(2)]
-    found = suspicions(images, texts, products)
+    found, _ = suspicions(images, texts, products)
     swapped = torch.zeros(200, dtype=torch.bool)
     swapped[rows] = True
     assert found[~swapped].max() < 0.5
@@ -49,16 +52,30 @@ def test_swapped_texts_are(pairs):
     assert swapped[found.argsort(descending=True)[:40]].double().mean() > 0.9
 
 
+def test_two_texts_that_changed_places_are_named_together(pairs):
+    images, texts, products = pairs
+    texts = texts.clone()
+    # Products 3 and 70, with both pictures each.
+    texts[[6, 7, 140, 141]] = texts[[140, 141, 6, 7]]
+    listings = suspicious_listings(images, texts, products)
+    assert [listing.share for listing in listings] == sorted((listing.share for listing in listings), reverse=True)
+    named = {products[each.row]: products[each.swapped_with] for each in listings if each.swapped_with is not None}
+    assert named in ({"3": "70", "70": "3"}, {"3": "70"}, {"70": "3"})
+    for listing in listings:
+        assert len({products[row] for row in (listing.row, *listing.fits)}) == 4
+
+
 def test_copies_of_a_text_do_not_speak_against_it(pairs):
     images, texts, products = pairs
     alike = texts.clone()
     alike[:100] = alike[0]
     # The half of all products with one and the same text: none of theirs fits better than its own.
-    assert (suspicions(images, alike, products)[:100] <= 0.51).all()
+    assert (suspicions(images, alike, products)[0][:100] <= 0.51).all()
 
 
 def test_the_same_again_and_too_few_products(pairs):
     images, texts, products = pairs
-    assert torch.equal(suspicions(images, texts, products), suspicions(images, texts, products))
+    for one, again in zip(suspicions(images, texts, products), suspicions(images, texts, products), strict=True):
+        assert torch.equal(one, again)
     with pytest.raises(ValueError, match="at least 20 products, there are 2"):
         suspicions(images[:4], texts[:4], products[:4])
