@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "similarities into probabilities, and when to say that nothing is carried"),
     "search": ("search", "find products by text or by picture"),
     "report": ("report", "the page a decision is made on: one or several runs, a plan for the rollout"),
+    "demo": ("demo", "a page to try the search on, by text and by picture; a folder for a Space"),
     "explain": ("explain", "draw which levels, heads, words and concepts decided"),
     "learning-curve": ("learning_curve", "how many labelled pairs an adaptation needs"),
     "forgetting": ("forgetting", "what an adaptation cost in general retrieval, and how much of it to use"),

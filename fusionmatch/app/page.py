@@ -1,0 +1,143 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page itself, in Gradio."""
+
+from typing import Any
+
+from PIL import Image
+
+from ..report.words import Words
+from ..search import Hit
+from .catalogue_search import CatalogueSearch
+
+
+_RESULTS = (12, 24, 48)
+_STYLE = """
+.gradio-container { max-width: 76rem !important; margin: 0 auto; }
+#results .caption-label { white-space: normal; }
+"""
+
+
+def build_app(search: CatalogueSearch, title: str, language: str = "en") -> Any:
+    """
+    Builds the page.
+
+    Args:
+        search ([`CatalogueSearch`]): What it searches, and with what.
+        title (`str`): Its heading.
+        language (`str`, *optional*, defaults to `"en"`): `en` or `ja`; queries may be in any language the model reads.
+
+    Returns:
+        `gradio.Blocks`: to be launched with [`launch_options`].
+
+    Raises:
+        `ImportError`: gradio is not installed.
+        `ValueError`: there is no such language.
+    """
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError('The page needs gradio. Install it with: pip install "fusionmatch[demo]".') from error
+    t = Words(language)
+    names = list(search.models)
+    every = t("demo_show_all")
+
+    def precisions(name: str) -> Any:
+        choices = [every, *search.precisions(name)]
+        return gr.update(choices=choices, value=every, visible=len(choices) > 1)
+
+    def find(query: Any, name: str, count: int, precision: str) -> tuple[Any, ...]:
+        hits = search.search(name, query, int(count))
+        gallery = [(search.picture(hit.row), _caption(hit)) for hit in hits]
+        carried = None if precision == every else search.carried(name, hits, precision)
+        said = t("demo_not_carried", precision=f"{float(precision):.0%}") if carried is False else ""
+        first = t("demo_probability", probability=f"{hits[0].probability:.0%}") if hits[0].probability else ""
+        return gallery, hits, said or first, "", gr.update(visible=False)
+
+    def by_text(text: str, name: str, count: int, precision: str) -> tuple[Any, ...]:
+        if not text.strip():
+            raise gr.Error(t("demo_empty"), duration=5)
+        return find(text, name, count, precision)
+
+    def by_picture(picture: Image.Image | None, name: str, count: int) -> tuple[Any, ...]:
+        if picture is None:
+            return [], [], "", "", gr.update(visible=False)
+        return find(picture.convert("RGB"), name, count, every)
+
+    def show(hits: list[Hit], event: gr.SelectData) -> tuple[Any, ...]:
+        hit = hits[event.index]
+        row = search.dataset[hit.row]
+        texts = "\n\n".join(f"> {text}" for text in row["texts"])
+        details = (
+            f"### {hit.product}\n\n{texts}\n\n{t('demo_details', row=row['source_row'], score=f'{hit.score:.3f}')}"
+        )
+        return details, hit.row, gr.update(visible=True)
+
+    with gr.Blocks(title=title, analytics_enabled=False) as app:
+        gr.Markdown(f"# {title}\n\n{t('demo_intro', pictures=f'{len(search.dataset):,}')}")
+        hits, chosen = gr.State([]), gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                text = gr.Textbox(
+                    label=t("demo_text"), placeholder=t("demo_placeholder"), elem_id="query", autofocus=True
+                )
+                picture = gr.Image(label=t("demo_picture"), type="pil", height=200, sources=["upload", "clipboard"])
+                go = gr.Button(t("demo_search"), variant="primary", elem_id="go")
+                model = gr.Dropdown(names, value=names[0], label=t("demo_model"), elem_id="model")
+                with gr.Row():
+                    count = gr.Dropdown(list(_RESULTS), value=_RESULTS[0], label=t("demo_count"), min_width=100)
+                    precision = gr.Dropdown([every], value=every, label=t("demo_precision"), visible=False)
+            with gr.Column(scale=5, min_width=400):
+                said = gr.Markdown(elem_id="said")
+                gallery = gr.Gallery(
+                    show_label=False,
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    elem_id="results",
+                )
+                details = gr.Markdown(elem_id="details")
+                similar = gr.Button(t("demo_similar"), visible=False, elem_id="similar")
+        outputs = [gallery, hits, said, details, similar]
+        with_text = [text, model, count, precision]
+        gr.on([text.submit, go.click], by_text, with_text, outputs, api_name="search")
+        picture.upload(by_picture, [picture, model, count], outputs, api_name="search_by_picture")
+        gallery.select(show, [hits], [details, chosen, similar], api_name=False)
+
+        def like_it(row: int, name: str, count: int) -> tuple[Any, ...]:
+            return find(search.picture(row), name, count, every)
+
+        similar.click(like_it, [chosen, model, count], outputs, api_name=False)
+
+        # The same question again with another model is what a person wants to see.
+        def again(text: str, name: str, count: int) -> tuple[Any, ...]:
+            found = find(text, name, count, every) if text.strip() else ([], [], "", "", gr.update(visible=False))
+            return *found, precisions(name)
+
+        model.change(again, [text, model, count], [*outputs, precision], api_name=False)
+        app.load(lambda: precisions(names[0]), None, precision, api_name=False)
+    return app
+
+
+def launch_options() -> dict[str, Any]:
+    """What a page is launched with: its looks, and nothing that is fetched from or told to anybody."""
+    return {"css": _STYLE, "share": False, "footer_links": [], "quiet": True}
+
+
+def _caption(hit: Hit) -> str:
+    sure = hit.match if hit.probability is None else hit.probability
+    return f"{hit.rank}. {hit.product} · " + (f"{hit.score:.3f}" if sure is None else f"{sure:.0%}")

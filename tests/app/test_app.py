@@ -1,0 +1,130 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from fusionmatch.app import CatalogueSearch, build_app, model_names, write_space
+from fusionmatch.app.page import launch_options
+from fusionmatch.catalogue import read_catalogue
+from fusionmatch.catalogue.sample_shop import write_sample_shop
+from fusionmatch.commands import main
+from fusionmatch.loading import load_pretrained
+from fusionmatch.search import CatalogueIndex
+
+from ..core.tiny import tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_sample_shop(tmp_path_factory.mktemp("shop"), num_products=24, image_size=48, faults=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(shop):
+    return read_catalogue(shop).dataset
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second")):
+        tiny_model(seed=seed).save_pretrained(folder / name)
+        tiny_processor().save_pretrained(folder / name)
+    return model_names([str(folder / "first"), str(folder / "second")])
+
+
+def test_names_are_short_and_differ(tmp_path):
+    for name in ("a/adapter", "b/adapter"):
+        (tmp_path / name).mkdir(parents=True)
+    paths = [str(tmp_path / "a" / "adapter"), str(tmp_path / "b" / "adapter"), "org/model"]
+    assert model_names(paths) == dict(zip(["adapter", "adapter (2)", "org/model"], paths, strict=True))
+
+
+def test_each_model_searches_as_it_would_alone(models, dataset, tmp_path):
+    search = CatalogueSearch(models, dataset, tmp_path / "index")
+    picture = dataset[5]["image"]
+    for name, path in models.items():
+        alone = CatalogueIndex.build(*load_pretrained(path), dataset)
+        for query in ("a red boot", picture):
+            assert search.search(name, query, 4) == alone.search(query, 4)
+    assert search.search("first", picture, 1)[0].product == dataset[5]["product"]
+    assert search.precisions("first") == []
+    # Embedded once: what lies in the folder is what is used the next time.
+    assert (tmp_path / "index" / "first" / "index.json").is_file()
+    again = CatalogueSearch(models, dataset, tmp_path / "index")
+    assert again.search("first", "a red boot", 4) == search.search("first", "a red boot", 4)
+    other = CatalogueSearch(models, dataset.select(range(5)), tmp_path / "index")
+    with pytest.raises(ValueError, match="that of another catalogue"):
+        other.search("first", "a red boot")
+    with pytest.raises(ValueError, match="no model 'third'; there are first, second"):
+        search.search("third", "a red boot")
+    with pytest.raises(ValueError, match="nothing to search with"):
+        CatalogueSearch({}, dataset)
+
+
+def test_a_space_holds_all_that_it_needs(models, dataset, shop, tmp_path, capsys):
+    command = ["demo", str(shop), "--model_name_or_path", *models.values(), "--space_dir", str(tmp_path / "space")]
+    assert main([*command, "--title", 'A "small" shop']) == 0
+    assert "hf upload" in capsys.readouterr().out
+    folder = tmp_path / "space"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"app.py", "README.md", "requirements.txt", "demo.json", "catalogue.parquet"} <= names
+    assert "models/second/model.safetensors" in names
+    assert 'title: "A \\"small\\" shop"' in (folder / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in (folder / "demo.json").read_text(encoding="utf-8")
+    # Read as the page reads it: the same rows in the same order.
+    options = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    columns = {name: options[name] for name in ("image_column", "caption_column", "group_column")}
+    read = read_catalogue(folder / "catalogue.parquet", **columns).dataset
+    assert list(read["product"]) == list(dataset["product"])
+    assert list(read["texts"]) == list(dataset["texts"])
+    with pytest.raises(FileExistsError, match="is not empty"):
+        write_space(folder, models, dataset, "again")
+    assert main(["demo", str(shop)]) == 1
+    assert "Name what to search with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_page_answers(models, dataset, language):
+    gradio_client = pytest.importorskip("gradio_client")
+    app = build_app(CatalogueSearch(models, dataset), "Shop", language)
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, **(launch_options() | {"quiet": True}))
+    try:
+        with urllib.request.urlopen(url) as answer:
+            page = answer.read().decode()
+        assert ("What are you looking for?" if language == "en" else "何をお探しですか") in page
+        client = gradio_client.Client(url, verbose=False)
+        every = "show all" if language == "en" else "すべて表示"
+        gallery, *_ = client.predict("a red boot", "second", 12, every, api_name="/search")
+        wanted = CatalogueSearch(models, dataset).search("second", "a red boot", 12)
+        assert [item["caption"].split(" · ")[0] for item in gallery] == [
+            f"{i}. {h.product}" for i, h in enumerate(wanted, 1)
+        ]
+        with Image.open(gallery[0]["image"]) as shown:
+            assert shown.size == (48, 48)
+        with pytest.raises(gradio_client.exceptions.AppError):
+            client.predict(" ", "second", 12, every, api_name="/search")
+    finally:
+        app.close()
+
+
+def test_without_gradio_the_remedy_is_named(models, dataset):
+    program = "import sys; sys.modules['gradio'] = None; from fusionmatch.app import build_app; build_app(None, 'x')"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert 'pip install "fusionmatch[demo]"' in run.stderr
