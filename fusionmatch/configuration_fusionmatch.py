@@ -13,11 +13,18 @@
 # limitations under the License.
 """FusionMatch model configuration."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+
+# Of the checkpoints that this code writes. It grows when a setting changes its name or its meaning, and the step that
+# brings the settings of the number before to the next one is added here under that number.
+FORMAT_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @strict
@@ -102,6 +109,9 @@ class FusionMatchConfig(PreTrainedConfig):
         untrained_modules (`list[str]`, *optional*, defaults to `[]`):
             Modules whose weights are still those of the initialisation. Filled by the `from_*_pretrained`
             constructors, emptied by training; an adapter carries these modules whole.
+        format_version (`int`, *optional*, defaults to 1):
+            Number of the checkpoint's format. Written by `save_pretrained`; settings of an older one are brought to
+            the present one on loading.
 
     Raises:
         `ValueError`: two settings contradict each other; the message names both values.
@@ -152,6 +162,7 @@ class FusionMatchConfig(PreTrainedConfig):
     max_logit_scale: float | int | None = 100.0
     initializer_range: float = 0.02
     untrained_modules: list[str] | tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         # A tuple becomes a list in JSON; lists throughout make a reloaded configuration equal to the saved one.
@@ -165,10 +176,10 @@ class FusionMatchConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "FusionMatchConfig":
         """
         Like [`PreTrainedConfig.from_dict`], but refuses the configuration of another model instead of filling a
-        FusionMatch model with random weights.
+        FusionMatch model with random weights, and brings the settings of an older checkpoint to the present format.
 
         Raises:
-            `ValueError`: `config_dict` belongs to another `model_type`.
+            `ValueError`: `config_dict` belongs to another `model_type`, or to a checkpoint of a newer format.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -177,7 +188,16 @@ class FusionMatchConfig(PreTrainedConfig):
                 "FusionMatch on it, use `FusionMatchModel.from_dual_encoder_pretrained` (CLIP, SigLIP and their kin) "
                 "or `FusionMatchModel.from_vision_text_pretrained` (one vision and one text encoder)."
             )
-        return super().from_dict(config_dict, **kwargs)
+        # Checkpoints from before there was a number have the first format.
+        written = config_dict.get("format_version", 1)
+        if not isinstance(written, int) or not 1 <= written <= FORMAT_VERSION:
+            raise ValueError(
+                f"This checkpoint has the format {written!r}, and this FusionMatch reads 1 to {FORMAT_VERSION}. "
+                "Upgrade: pip install -U fusionmatch"
+            )
+        for number in range(written, FORMAT_VERSION):
+            config_dict = MIGRATIONS[number](dict(config_dict))
+        return super().from_dict(config_dict | {"format_version": FORMAT_VERSION}, **kwargs)
 
     def validate_architecture(self) -> None:
         """Cross-field checks; run by the strict dataclass on construction and by `save_pretrained`."""

@@ -13,11 +13,13 @@
 # limitations under the License.
 """What the configuration accepts, refuses and keeps."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPConfig, CLIPVisionConfig
 
-from fusionmatch import FusionMatchConfig, FusionMatchModel
+from fusionmatch import FusionMatchConfig, FusionMatchModel, configuration_fusionmatch
 
 from .tiny import tiny_config, tower_config
 
@@ -69,6 +71,29 @@ def test_contradictions_are_refused_with_both_values(settings, message):
 def test_wrong_types_and_unknown_choices_are_refused(settings):
     with pytest.raises(StrictDataclassError):
         tiny_config(**settings)
+
+
+def test_older_checkpoints_are_brought_to_the_present_format(tmp_path, monkeypatch):
+    tiny_config(hidden_size=32).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved["format_version"] == configuration_fusionmatch.FORMAT_VERSION == 1
+    # As if the second format called the width of the branch by another name than the first.
+    saved["branch_size"] = saved.pop("hidden_size")
+    path.write_text(json.dumps(saved))
+    monkeypatch.setattr(configuration_fusionmatch, "FORMAT_VERSION", 2)
+    steps = {1: lambda settings: settings | {"hidden_size": settings.pop("branch_size")}}
+    monkeypatch.setattr(configuration_fusionmatch, "MIGRATIONS", steps)
+    loaded = FusionMatchConfig.from_pretrained(tmp_path)
+    assert (loaded.hidden_size, loaded.format_version) == (32, 2)
+    # One from before there was a number.
+    del saved["format_version"]
+    path.write_text(json.dumps(saved))
+    assert FusionMatchConfig.from_pretrained(tmp_path).hidden_size == 32
+    for newer in (3, "two"):
+        path.write_text(json.dumps(saved | {"format_version": newer}))
+        with pytest.raises(ValueError, match=rf"format {newer!r}, and this FusionMatch reads 1 to 2. Upgrade"):
+            FusionMatchConfig.from_pretrained(tmp_path)
 
 
 def test_whole_dual_encoder_is_no_tower():
