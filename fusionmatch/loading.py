@@ -167,8 +167,8 @@ def load_pretrained(
         model = AutoModel.from_pretrained(folder, **kwargs)
         if ranking_stage:
             model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
-    # An adapter made on it notes this name and commit, not the place in the cache.
-    model.config.name_or_path = str(model_name_or_path)
+    # An adapter made on it notes this name and commit, not the place in the cache; PEFT looks at the model's own.
+    model.config.name_or_path = model.name_or_path = str(model_name_or_path)
     model.config._commit_hash = folder.name if on_hub else None
     _set_starts(getattr(model, "fusionmatch", model), kwargs)
     return model.eval(), AutoProcessor.from_pretrained(folder)

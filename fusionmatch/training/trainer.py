@@ -137,7 +137,7 @@ class FusionMatchTrainer(PushingTrainer):
             set_seed(args.seed)
             # An adapter has to find its base again from wherever it is loaded.
             if Path(model.config.name_or_path).is_dir():
-                model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
+                model.config.name_or_path = model.name_or_path = str(Path(model.config.name_or_path).resolve())
             model = peft.get_peft_model(model, peft_config, revision=base_revision(model.config))
         if not trains(model):
             raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
