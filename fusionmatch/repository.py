@@ -48,6 +48,7 @@ SETTINGS_PATTERNS = (
     *(CONFIG_FILE, ADAPTER_FILE, FINGERPRINT_FILE, "model*.safetensors.index.json"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
+    "calibration.json",
 )
 WEIGHTS_PATTERNS = ("model*.safetensors", ADAPTER_WEIGHTS_FILE)
 # Arguments of `from_pretrained` that say where on the Hub, and how it is fetched.

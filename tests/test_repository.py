@@ -195,10 +195,11 @@ def test_own_code_beside_the_weights_is_no_reason(base):
 
 
 class TestPushAlone:
-    def test_python_files(self, base):
-        (base / "helper.py").write_text("print(1)")
+    @pytest.mark.parametrize("name", ["helper.py", "modeling_fusionmatch.py"])
+    def test_python_files(self, name, base):
+        (base / name).write_text("print(1)")
         load_pretrained(base)
-        with pytest.raises(UnsafeFolderError, match=r"holds code \(helper.py\)"):
+        with pytest.raises(UnsafeFolderError, match=rf"holds code \({name}\)"):
             choose_files(base)
 
     def test_links_out_of_the_folder(self, base):

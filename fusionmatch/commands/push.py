@@ -41,6 +41,10 @@ class PushArguments:
     include_report: bool = field(
         default=False, metadata={"help": f"Send {REPORT_FILE} too, which shows texts and pictures of the catalogue."}
     )
+    include_code: bool = field(
+        default=False,
+        metadata={"help": "Send the model's own classes too, for `trust_remote_code=True` without FusionMatch."},
+    )
 
 
 def run(argv: list[str]) -> None:

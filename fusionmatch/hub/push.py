@@ -27,7 +27,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.constants import DEFAULT_REVISION, REPOCARD_NAME
 from transformers.utils import logging
 
+from .. import configuration_fusionmatch
+from ..configuration_fusionmatch import FusionMatchConfig
 from ..loading import fingerprint, load_pretrained
+from ..modeling_fusionmatch import FusionMatchModel
+from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
+from ..processing_fusionmatch import FusionMatchProcessor
 from ..repository import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -46,9 +51,10 @@ logger = logging.get_logger(__name__)
 
 # What loading reads and what is known of the weights. It takes the place of all that a push before left of it.
 _MODEL_PATTERNS = (
-    *(*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS, "calibration.json", "metrics.json"),
+    *(*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS, "metrics.json"),
     # Sentence Transformers' own, where a folder was saved by it.
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "*_fusionmatch*.py",
 )
 _TEXT_PATTERNS = (REPOCARD_NAME, "LICENSE*", "NOTICE*")
 REPORT_FILE = "report.html"
@@ -61,6 +67,8 @@ _STAYS = {
         *("loss_weighting.safetensors", "teacher.safetensors"),
     ),
 }
+# The core, name -> file: what imports nothing else of ours.
+_CODE = {path.name: path for path in Path(configuration_fusionmatch.__file__).parent.glob("*_fusionmatch*.py")}
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
@@ -96,6 +104,7 @@ def push_folder(
     token: str | None = None,
     create_pr: bool = False,
     include_report: bool = False,
+    include_code: bool = False,
 ) -> PushedFolder:
     r"""
     Pushes a checkpoint or an adapter to the Hub in one commit, after it was looked at; made on demand, the repository
@@ -122,6 +131,9 @@ def push_folder(
             Whether to open a pull request in place of a commit to the branch.
         include_report (`bool`, *optional*, defaults to `False`):
             Whether `report.html`, which shows texts and pictures of the catalogue, goes as well.
+        include_code (`bool`, *optional*, defaults to `False`):
+            Whether the files of the model's own classes go along with a checkpoint, so that transformers loads it with
+            `trust_remote_code=True` where FusionMatch is not installed. With FusionMatch they are never looked at.
 
     Returns:
         [`PushedFolder`]
@@ -142,6 +154,8 @@ def push_folder(
         contents |= changed
     elif base_model is not None:
         raise ValueError(f"{folder} is a checkpoint of its own, so `base_model` {base_model} has nothing to say.")
+    elif include_code or any(path.suffix == ".py" for path in files.values()):
+        contents |= _code_for_hub(folder)
     _check_no_token(contents, token)
 
     api = HfApi(token=token, library_name="fusionmatch")
@@ -214,13 +228,14 @@ def choose_files(folder: str | Path, include_report: bool = False) -> tuple[dict
     files, left_out = {}, {}
     for path in sorted(folder.iterdir()):
         why = next((why for why, patterns in _STAYS.items() if _fits(path.name, patterns)), "no part of the model")
+        own = _CODE.get(path.name)
+        if path.suffix == ".py" and (own is None or own.read_bytes() != path.read_bytes()):
+            raise UnsafeFolderError(
+                f"{folder} holds code ({path.name}) that is not this FusionMatch's, and others might run it. Take it "
+                "out; FusionMatch loads its own models without."
+            )
         if path.is_file() and _fits(path.name, going):
             files[path.name] = path
-        elif path.suffix == ".py":
-            raise UnsafeFolderError(
-                f"{folder} holds code ({path.name}), which others might run. Take it out; FusionMatch loads its own "
-                "models without."
-            )
         elif not path.name.startswith("."):
             left_out[path.name] = why
     for path in files.values():
@@ -236,6 +251,25 @@ def choose_files(folder: str | Path, include_report: bool = False) -> tuple[dict
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:
     return "/" not in name and any(Path(name).match(pattern) for pattern in patterns)
+
+
+def _code_for_hub(folder: Path) -> dict[str, Path | bytes]:
+    """The core files, and the settings that name the classes in them."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    classes = {
+        "AutoConfig": FusionMatchConfig,
+        "AutoModel": FusionMatchModel,
+        "AutoModelForZeroShotImageClassification": FusionMatchModel,
+    }
+    if FusionMatchForImageTextRetrieval.__name__ in (config.get("architectures") or ()):
+        classes["AutoModelForPreTraining"] = FusionMatchForImageTextRetrieval
+    names = {auto: f"{each.__module__.split('.')[-1]}.{each.__name__}" for auto, each in classes.items()}
+    config["auto_map"] = names
+    module = FusionMatchProcessor.__module__.split(".")[-1]
+    processor["auto_map"] = {"AutoProcessor": f"{module}.{FusionMatchProcessor.__name__}"}
+    changed = {CONFIG_FILE: config, "processor_config.json": processor}
+    return _CODE | {name: (json.dumps(each, indent=2) + "\n").encode() for name, each in changed.items()}
 
 
 def _adapter_for_hub(folder: Path, base_model: str | None, token: str | None) -> tuple[str, dict[str, bytes]]:

@@ -26,13 +26,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fusionmatch.hub import write_model_card
 from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
 from fusionmatch.training import lora_config
 
-from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
+from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_pictures, tiny_processor
 from .client import ROOT, hub_environment
 from .loopback_hub import Fault
 from .test_model_card import FACTS, SPLITS, measured
@@ -421,6 +421,48 @@ def test_transformers_own_pushes(client, base, tmp_path):
     for name in ("acme/own", "acme/saved"):
         client.run(EMBED, name, tmp_path / "found", "{}")
         assert same(tmp_path / "found", embeddings(load_pretrained(base)[0]))
+
+
+def test_code_goes_along_on_request_for_who_has_no_fusionmatch(client, hub, hub_home, base, tmp_path):
+    ranking, processor = load_pretrained(base, ranking_stage=True)
+    ranking.save_pretrained(tmp_path / "ranking")
+    processor.save_pretrained(tmp_path / "ranking")
+    for folder, name in ((base, "acme/code"), (tmp_path / "ranking", "acme/ranking")):
+        pushed = client.command("push", folder, name, "--include_code", "True")
+        assert pushed.wait() == 0, pushed.text
+    code = """if True:
+        import sys, torch
+        from safetensors.torch import load_file, save_file
+        from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, pipeline
+        sys.modules["fusionmatch"] = None  # importing it is an ImportError, also where it is installed
+        inputs, output, picture = sys.argv[1:]
+        trust = {"trust_remote_code": True}
+        model = AutoModel.from_pretrained("acme/code", **trust)
+        with torch.no_grad():
+            outputs = model(**load_file(inputs))
+        save_file({name: outputs[name].contiguous() for name in ("image_embeds", "text_embeds")}, output)
+        processor = AutoProcessor.from_pretrained("acme/code", **trust)
+        ranking = AutoModelForPreTraining.from_pretrained("acme/ranking", **trust)
+        classify = pipeline("zero-shot-image-classification", model="acme/code", device="cpu", **trust)
+        labels = classify(picture, candidate_labels=["a red mug", "a green bowl"])
+        print(type(model).__name__, type(processor).__name__, type(ranking).__name__, len(labels))
+    """
+    save_file(tiny_inputs(), tmp_path / "inputs")
+    tiny_pictures(1)[0].save(tmp_path / "picture.png")
+    environment = hub_environment(hub.endpoint, hub_home, PYTHONPATH="")
+    paths = [str(tmp_path / name) for name in ("inputs", "found", "picture.png")]
+    command = [sys.executable, "-c", code, *paths]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    expected = ["FusionMatchModel", "FusionMatchProcessor", "FusionMatchForImageTextRetrieval", "2"]
+    assert run.stdout.split()[-4:] == expected
+    assert same(tmp_path / "found", embeddings(load_pretrained(base)[0]))
+    # With FusionMatch the code is not even fetched, and a push without takes it away.
+    before = len(hub.log)
+    client.run(EMBED, "acme/code", tmp_path / "found", json.dumps({"cache_dir": str(tmp_path / "cache")}))
+    assert not hub.requests(r"\.py$", before)
+    assert client.command("push", base, "acme/code").wait() == 0
+    assert hub.files("acme/code").keys() == CHECKPOINT
 
 
 def test_no_token_was_ever_shown(client, hub):

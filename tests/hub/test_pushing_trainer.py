@@ -91,14 +91,21 @@ def test_adapt_pushes_the_finished_adapter(client, hub, base, shop, tmp_path, si
     assert card.data.base_model == "acme/start"
     assert "Before and after" in card.text
     assert str(tmp_path) not in "".join(files[name].decode() for name in files if not name.endswith("safetensors"))
-    # The folder still is what it was, and a search by name finds with it.
+    # A search by name finds as one in the folder does, and is as sure.
+    calibrate = ["calibrate", *options(model_name_or_path=tmp_path / "adapter", catalogue=shop, validation_size=0.5)]
+    for command in (calibrate, ["push", tmp_path / "adapter", "acme/adapted"]):
+        call = client.command(*command)
+        assert call.wait() == 0, call.text[-2000:]
     query = ["--query", "a red mug", "--catalogue", str(shop), "--json", "True"]
     found = []
     for name in ("acme/adapted", tmp_path / "adapter"):
         search = client.command("search", "--model_name_or_path", name, *query)
         assert search.wait() == 0, search.text[-2000:]
         found.append(json.loads(search.text.strip().splitlines()[-1])["hits"])
-    assert [hit["image_id"] for hit in found[0]] == [hit["image_id"] for hit in found[1]]
+    for one, other in zip(*found, strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+    assert 0 < found[0][0]["probability"] == pytest.approx(found[1][0]["probability"], abs=1e-5)
 
 
 TRAIN = """if True:
