@@ -38,6 +38,7 @@ from .processing_fusionmatch import FusionMatchProcessor
 if TYPE_CHECKING:
     from .catalogue import load_catalogue
     from .evaluation.retrieval import evaluate_retrieval
+    from .hub import push_folder
     from .search import CatalogueIndex
     from .starter import build_starter
     from .training import FusionMatchTrainer, FusionMatchTrainingArguments
@@ -58,6 +59,7 @@ _LAZY = {
     "build_starter": "starter",
     "evaluate_retrieval": "evaluation.retrieval",
     "load_catalogue": "catalogue",
+    "push_folder": "hub",
 }
 
 
@@ -82,4 +84,5 @@ __all__ = [
     "build_starter",
     "evaluate_retrieval",
     "load_catalogue",
+    "push_folder",
 ]

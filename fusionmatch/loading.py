@@ -20,17 +20,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoProcessor
-from transformers.utils import cached_file, logging
+from transformers import AutoModel, AutoProcessor
+from transformers.utils import logging
 
 from .configuration_fusionmatch import FusionMatchConfig
 from .modeling_fusionmatch import FusionMatchModel
 from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
+from .repository import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    FINGERPRINT_FILE,
+    HUB_ARGUMENTS,
+    SETTINGS_PATTERNS,
+    WEIGHTS_PATTERNS,
+    check_settings,
+    check_weights,
+    fetch,
+)
 
 
 logger = logging.get_logger(__name__)
-
-FINGERPRINT_FILE = "fusionmatch_base.json"
 
 
 def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -70,9 +79,14 @@ def precision(model: nn.Module) -> str:
 
 def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
     """Settings in which a loaded configuration differs from the checkpoint that it came from."""
-    saved = FusionMatchConfig.from_pretrained(config.name_or_path)
+    saved = FusionMatchConfig.from_pretrained(config.name_or_path, revision=base_revision(config))
     own = FusionMatchConfig.__annotations__.keys() - {"vision_config", "text_config", "untrained_modules"}
     return {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(saved, name)}
+
+
+def base_revision(config: FusionMatchConfig) -> str | None:
+    """The commit of the Hub repository that a model was loaded from; `None` for one from a folder."""
+    return None if Path(config.name_or_path).is_dir() else getattr(config, "_commit_hash", None)
 
 
 @torch.no_grad()
@@ -118,8 +132,9 @@ def load_pretrained(
             Whether to load a [`FusionMatchForImageTextRetrieval`]; by default where the checkpoint is one. On a
             checkpoint without a ranking stage the stage is new.
         kwargs:
-            Passed to `from_pretrained`: `dtype`, `revision`, `attn_implementation`, ..., and settings of
-            [`FusionMatchConfig`] in place of the checkpoint's.
+            Passed to `from_pretrained`: `dtype`, `attn_implementation`, ..., and settings of [`FusionMatchConfig`] in
+            place of the checkpoint's. For what is on the Hub `revision` (of an adapter, not of its base), `token`,
+            `cache_dir`, `local_files_only` and `force_download`, for adapter and base alike.
 
     Returns:
         `tuple`: the [`FusionMatchModel`] or [`FusionMatchForImageTextRetrieval`] or, for an adapter, a `PeftModel`
@@ -127,69 +142,74 @@ def load_pretrained(
 
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
+        `OSError`: the Hub does not give it; the message says why and what to do.
         `ValueError`: it holds another kind of model, or the adapter was made on a base with other weights.
+        [`~fusionmatch.repository.UnsafeFolderError`]: it is not whole, its weights are pickled, or it names code or
+            files elsewhere. Nothing that is fetched is ever run.
     """
-    path = Path(model_name_or_path)
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise FileNotFoundError(
-            f"{path} has neither `config.json` (a checkpoint) nor `adapter_config.json` (an adapter)."
+    hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+    # The settings first: what is not ours is known before its weights are fetched.
+    folder = fetch(model_name_or_path, SETTINGS_PATTERNS, **hub)
+    check_settings(folder)
+    on_hub = not Path(model_name_or_path).is_dir()
+    if on_hub:
+        folder = fetch(
+            model_name_or_path, (*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS), **(hub | {"revision": folder.name})
         )
-    if _file(model_name_or_path, "adapter_config.json", kwargs.get("revision")):
-        return _load_adapter(model_name_or_path, ranking_stage=ranking_stage, **kwargs)
-    config = AutoConfig.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
-    if not isinstance(config, FusionMatchConfig):
-        FusionMatchConfig.from_dict(config.to_dict())  # raises the worded error
-    has_stage = FusionMatchForImageTextRetrieval.__name__ in (config.architectures or ())
-    if has_stage and ranking_stage is not False:
-        model = FusionMatchForImageTextRetrieval.from_pretrained(model_name_or_path, **kwargs)
+    check_weights(folder)
+    if (folder / ADAPTER_FILE).is_file():
+        return _load_adapter(model_name_or_path, folder, hub, ranking_stage=ranking_stage, **kwargs)
+    architectures = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures")
+    kwargs["use_safetensors"] = True
+    if FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False:
+        model = FusionMatchForImageTextRetrieval.from_pretrained(folder, **kwargs)
     else:
-        model = AutoModel.from_pretrained(model_name_or_path, **kwargs)
+        model = AutoModel.from_pretrained(folder, **kwargs)
         if ranking_stage:
             model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
+    # An adapter made on it notes this name and commit, not the place in the cache; PEFT looks at the model's own.
+    model.config.name_or_path = model.name_or_path = str(model_name_or_path)
+    model.config._commit_hash = folder.name if on_hub else None
     _set_starts(getattr(model, "fusionmatch", model), kwargs)
-    return model.eval(), AutoProcessor.from_pretrained(model_name_or_path, revision=kwargs.get("revision"))
+    return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
-def _file(model_name_or_path: str | Path, name: str, revision: str | None) -> str | None:
-    """Path of a file of a folder or of a Hub repository, or `None` where it has no such file."""
-    return cached_file(
-        str(model_name_or_path),
-        name,
-        revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-
-
-def _load_adapter(path: str | Path, **kwargs: Any) -> tuple[nn.Module, Any]:
+def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: Any) -> tuple[nn.Module, Any]:
     from peft import PeftConfig, PeftModel
 
-    revision = kwargs.pop("revision", None)  # of the adapter, not of the base
-    base_path = PeftConfig.from_pretrained(path, revision=revision).base_model_name_or_path
+    config = PeftConfig.from_pretrained(path)
+    base_path = config.base_model_name_or_path
     if not base_path:
         raise ValueError(
-            f"The adapter {path} does not say which base it belongs to. Save the base with `save_pretrained` and put "
+            f"The adapter {name} does not say which base it belongs to. Save the base with `save_pretrained` and put "
             "its path as `base_model_name_or_path` into `adapter_config.json`."
         )
-    note = _file(path, FINGERPRINT_FILE, revision)
-    made_on = None if note is None else json.loads(Path(note).read_text(encoding="utf-8"))
-    base, processor = load_pretrained(base_path, **((made_on or {}).get("settings", {}) | kwargs))
+    note = path / FINGERPRINT_FILE
+    made_on = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    settings = (made_on or {}).get("settings", {}) | kwargs
+    try:
+        base, processor = load_pretrained(base_path, **settings, **(hub | {"revision": config.revision}))
+    except OSError as error:
+        raise OSError(
+            f"The base of the adapter {name} cannot be loaded. {error} If it lies elsewhere, put its path or Hub name "
+            "as `base_model_name_or_path` into `adapter_config.json`."
+        ) from error
     if made_on is not None:
         found = fingerprint(base)
         if made_on["dtype"] != precision(base) and "," in made_on["dtype"] + precision(base):
             logger.warning(
-                f"The adapter {path} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
+                f"The adapter {name} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
                 f"{precision(base)}: whether the two are the same base cannot be told."
             )
         if made_on["fingerprint"] != found and made_on["dtype"] == precision(base):
             raise ValueError(
-                f"The adapter {path} was made on a base with the fingerprint {made_on['fingerprint']}, but "
+                f"The adapter {name} was made on a base with the fingerprint {made_on['fingerprint']}, but "
                 f"{base_path} has {found}. "
                 "Load it on the base that it was made on, or adapt anew."
             )
-    if _file(path, "processor_config.json", revision):
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
-    model = PeftModel.from_pretrained(base, path, revision=revision).eval()
+    if (path / "processor_config.json").is_file():
+        processor = AutoProcessor.from_pretrained(path)
+    model = PeftModel.from_pretrained(base, path).eval()
     # Modules that the adapter carries whole are trained now; merged, the model must not count as fresh.
     carried = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
     base.config.untrained_modules = [name for name in base.config.untrained_modules if name not in carried]

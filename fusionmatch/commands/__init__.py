@@ -38,6 +38,7 @@ COMMANDS = {
     "explain": ("explain", "draw which levels, heads, words and concepts decided"),
     "learning-curve": ("learning_curve", "how many labelled pairs an adaptation needs"),
     "forgetting": ("forgetting", "what an adaptation cost in general retrieval, and how much of it to use"),
+    "push": ("push", "send a checkpoint or adapter to the Hub, without what is private"),
     "concepts": ("concepts", "find the words that describe a catalogue; give them to a base"),
     "starter": ("starter", "build a small base checkpoint without the Hub"),
     "sample-shop": ("sample_shop", "write a small drawn catalogue to try things on"),

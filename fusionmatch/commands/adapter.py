@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.queries import QueryResults, compare
-from ..loading import FINGERPRINT_FILE, load_pretrained
+from ..loading import load_pretrained
+from ..repository import ADAPTER_FILE, FINGERPRINT_FILE
 from ..training.pipeline import QUERIES_FILE
 from .arguments import CommandParser
 
 
 ACTIONS = ("list", "merge", "compare")
-ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass

@@ -124,6 +124,17 @@ def fit_and_report(
         f"{'' if adapter is None else ' --baseline base'}\n"
         "  fusionmatch adapt --catalogue your/products.csv       (your own catalogue; --help for every option)"
     )
+    if args.push_to_hub:
+        _push(result, output_dir)
+
+
+def _push(result: FitResult, folder: Path) -> None:
+    try:
+        pushed = result.trainer.push_to_hub()
+    except OSError as error:
+        name = result.trainer.hub_model_id
+        raise OSError(f"{error} All is whole in {folder}: `fusionmatch push {folder} {name}` sends it.") from error
+    print(f"Pushed to {pushed.repo_id} ({'private' if pushed.private else 'public'}): {pushed.url}")
 
 
 def _split_rule(data_args: DataArguments, intake: Intake) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..evaluation.calibration import load_calibration
+from ..repository import SETTINGS_PATTERNS, fetch
 from ..search import CatalogueIndex
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
@@ -69,7 +70,10 @@ def run(argv: list[str]) -> None:
         )
         if args.index_dir:
             index.save_pretrained(args.index_dir)
-    folder = args.calibration_dir or model_args.model_name_or_path
+    folder, name = args.calibration_dir, model_args.model_name_or_path
+    if folder is None and name is not None:
+        # Of a name on the Hub it came along with the settings, of the revision that was loaded.
+        folder = fetch(name, SETTINGS_PATTERNS, revision=model_args.model_revision)
     index.calibration = None if folder is None else load_calibration(folder, model).get("t2i")
     threshold = None
     if args.precision is not None:

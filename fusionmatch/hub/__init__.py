@@ -13,7 +13,16 @@
 # limitations under the License.
 """What a checkpoint or an adapter carries when it is passed on."""
 
+from ..repository import UnsafeFolderError
 from .model_card import write_model_card, write_starter_card
+from .push import PushedFolder, choose_files, push_folder
 
 
-__all__ = ["write_model_card", "write_starter_card"]
+__all__ = [
+    "PushedFolder",
+    "UnsafeFolderError",
+    "choose_files",
+    "push_folder",
+    "write_model_card",
+    "write_starter_card",
+]

@@ -31,7 +31,9 @@ from ..evaluation.tables import ROWS, metrics_table
 
 TASK = "image-text-retrieval"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# As the templates have it: a card is read beside its files first.
+_FROM_FOLDER = 'load_pretrained(".")  # the folder of this card; from elsewhere its path'
 
 
 class Measurement(Protocol):
@@ -93,7 +95,7 @@ def write_model_card(
     name, before, after = folder.resolve().name, result.before, result.after
     paths = [catalogue] if isinstance(catalogue, str) else [path for part in catalogue.values() for path in part]
     catalogue_name = ", ".join(dict.fromkeys(map(public_name, paths)))
-    on_hub = _HUB_NAME.fullmatch(catalogue_name) is not None
+    on_hub = HUB_NAME.fullmatch(catalogue_name) is not None
     peft_type = adapter.get("peft_type", "")
     languages = _languages(base)
     measured = [(label, key) for label, key, _ in ROWS if "rank" not in key]
@@ -177,11 +179,32 @@ def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: S
     )
 
 
+def card_for_hub(card: str, repo_id: str, base: str | None = None) -> str:
+    """
+    A card as it reads on the Hub.
+
+    Args:
+        card (`str`):
+            The card, metadata and text.
+        repo_id (`str`):
+            Name of its repository.
+        base (`str`, *optional*):
+            Hub name of an adapter's base, which the metadata links to.
+
+    Returns:
+        `str`: the card, by which one loads from the Hub.
+    """
+    content = ModelCard(card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")'), ignore_metadata_errors=True)
+    if base is not None:
+        content.data.base_model, content.data.base_model_relation = base, "adapter"
+    return f"{str(content).rstrip()}\n"
+
+
 def public_name(name_or_path: str) -> str:
     """A Hub name as it is; of a path, in the form of any system, the last part alone."""
     if Path(name_or_path).exists():
         return Path(name_or_path).resolve().name
-    if _HUB_NAME.fullmatch(name_or_path) and not name_or_path.startswith("."):
+    if HUB_NAME.fullmatch(name_or_path) and not name_or_path.startswith("."):
         return name_or_path
     return re.split(r"[\\/]", name_or_path.rstrip("\\/"))[-1]
 
@@ -190,7 +213,7 @@ def _card_data(
     base: str = "", relation: str = "", tags: Sequence[str] = (), languages: Sequence[str] = (), **data: Any
 ) -> ModelCardData:
     # The Hub makes a link of `base_model`, which a folder's name cannot be.
-    links = {"base_model": base, "base_model_relation": relation} if _HUB_NAME.fullmatch(base) else {}
+    links = {"base_model": base, "base_model_relation": relation} if HUB_NAME.fullmatch(base) else {}
     return ModelCardData(
         language=list(languages) or None,
         library_name="fusionmatch",

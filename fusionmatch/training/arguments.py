@@ -86,6 +86,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
             Whether the features of a tower without trainable weights are computed once and kept on disk.
         feature_cache_dir (`str`, *optional*):
             Where; defaults to `feature_cache` in `output_dir`. The same folder may serve many runs.
+        hub_base_model (`str`, *optional*):
+            Hub name of the base, for an adapter that is pushed (`push_to_hub`) and whose base is loaded from a folder.
 
     > Defaults that differ from `TrainingArguments`: `per_device_train_batch_size=128` and `learning_rate=1e-3` (the
     > contrast is among the pairs of a batch, and the heads are small), `weight_decay=0.05`,
@@ -174,6 +176,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
     )
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of those features; defaults to OUTPUT_DIR/feature_cache."}
+    )
+    hub_base_model: str | None = field(
+        default=None, metadata={"help": "Hub name of the base, for a pushed adapter whose base is a folder here."}
     )
 
     def __post_init__(self) -> None:

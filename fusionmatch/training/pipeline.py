@@ -187,7 +187,8 @@ def fit(
     r"""
     Measures a base on the test split, trains on the training split (choosing the best epoch on the validation split),
     measures again, and saves the model or adapter with its processor, `metrics.json` and the results of each query
-    ([`~fusionmatch.evaluation.queries.QueryResults`]) into `args.output_dir`.
+    ([`~fusionmatch.evaluation.queries.QueryResults`]) into `args.output_dir`. With `args.push_to_hub` checkpoints are
+    pushed as `args.hub_strategy` says; the end is left to `result.trainer.push_to_hub()`, after a card is written.
 
     Args:
         model ([`FusionMatchModel`]):
@@ -260,14 +261,16 @@ def fit(
     queries = [QueryResults.from_embeddings(each, splits["test"]) for each in embeddings]
     trainable = describe_trainable(trainer.model)
     result = FitResult(before, after, *embeddings, *queries, trainable, seconds, trainer)
-    trainer.save_model()
+    # Not pushed yet, whatever `push_to_hub` says: there are no metrics beside it, nor a card.
+    trainer.save_model(_internal_call=True)
     if args.should_save:
+        best = trainer.state.best_model_checkpoint
         metrics = {
             "before": before,
             "after": after,
             "training_seconds": seconds,
             "steps": trainer.state.global_step,
-            "best_checkpoint": trainer.state.best_model_checkpoint,
+            "best_checkpoint": best and Path(best).name,
             "trainable_parameters": result.trainable[-1][1],
             "parameters": result.trainable[-1][2],
             "pictures": {name: len(split) for name, split in splits.items()},

@@ -24,15 +24,16 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub.constants import REPOCARD_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
-from ..loading import changed_settings, fingerprint, precision, write_fingerprint
+from ..loading import base_revision, changed_settings, fingerprint, precision, write_fingerprint
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .annealing import annealing_factor
 from .arguments import FusionMatchTrainingArguments
@@ -43,6 +44,7 @@ from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
 from .guards import TrainingGuard, alignment, uniformity
 from .objective import BatchPairs, MatchingObjective
+from .pushing import PushingTrainer, check_base_on_hub
 from .sampling import embed_rows, make_sampler
 from .unpaired import MeanTeacher, PartlyPairedDataset, PseudoPairSampler, mutual_nearest
 
@@ -59,7 +61,7 @@ SAMPLER_FILE = "batch_sampler.safetensors"
 TEACHER_FILE = "teacher.safetensors"
 
 
-class FusionMatchTrainer(Trainer):
+class FusionMatchTrainer(PushingTrainer):
     r"""
     [`~transformers.Trainer`] for [`FusionMatchModel`]: multi-positive InfoNCE over the batch gathered from all
     processes, features of frozen towers computed once, retrieval metrics as evaluation.
@@ -135,8 +137,8 @@ class FusionMatchTrainer(Trainer):
             set_seed(args.seed)
             # An adapter has to find its base again from wherever it is loaded.
             if Path(model.config.name_or_path).is_dir():
-                model.config.name_or_path = str(Path(model.config.name_or_path).resolve())
-            model = peft.get_peft_model(model, peft_config)
+                model.config.name_or_path = model.name_or_path = str(Path(model.config.name_or_path).resolve())
+            model = peft.get_peft_model(model, peft_config, revision=base_revision(model.config))
         if not trains(model):
             raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
         for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
@@ -156,6 +158,9 @@ class FusionMatchTrainer(Trainer):
         adapted = peft_base(model) is not model
         self._base_fingerprint = fingerprint(model) if adapted else None
         self._base_settings = changed_settings(core.config) if adapted else {}
+        if adapted and args.push_to_hub:
+            # Before the training rather than at its end, and never beside it: loading is not made for two threads.
+            check_base_on_hub(args, core, self._base_fingerprint, self._base_settings)
         # Known before the mark is taken off.
         self._fresh_ranker = "ranker" in core.config.untrained_modules and "matching" in args.loss_components
         if not adapted:
@@ -546,14 +551,18 @@ class FusionMatchTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        card = folder / REPOCARD_NAME
+        written = card.read_bytes() if card.is_file() else None
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             # The same arguments in a form that can be read by eye and loaded without unpickling.
-            folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink(missing_ok=True)
             if self._base_fingerprint is not None:
                 # PEFT's placeholder; the finished adapter gets a card that says something.
-                (folder / "README.md").unlink(missing_ok=True)
+                card.unlink(missing_ok=True)
+                if written is not None:
+                    card.write_bytes(written)
                 core = unwrap_model(self.accelerator.unwrap_model(self.model))
                 base = (core.config.name_or_path, self._base_fingerprint, precision(core), self._base_settings)
                 write_fingerprint(folder, *base)

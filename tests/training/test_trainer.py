@@ -416,3 +416,15 @@ def test_the_text_limit_is_saved_with_the_model(model, splits, processor, tmp_pa
     assert own_processor.tokenizer.model_max_length == 6
     again = embed_catalogue(loaded, own_processor, splits["test"], disable_tqdm=True)
     torch.testing.assert_close(again.text_embeds, result.after_embeddings.text_embeds, atol=1e-3, rtol=0)
+
+
+def test_an_adapter_of_a_base_named_from_here_finds_it_from_elsewhere(splits, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("base")
+    processor.save_pretrained("base")
+    model, _ = load_pretrained("base")
+    make_trainer(model, splits, processor, "adapter", peft_config=lora_config(model)).save_model()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded, _ = load_pretrained(tmp_path / "adapter")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")

@@ -1,0 +1,343 @@
+# Copyright 2026 The FusionMatch team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Pushing a checkpoint or an adapter to the Hub: what goes, what stays, and one commit, so that a repository never shows
+half of it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import DEFAULT_REVISION, REPOCARD_NAME
+from transformers.utils import logging
+
+from .. import configuration_fusionmatch
+from ..configuration_fusionmatch import FusionMatchConfig
+from ..loading import fingerprint, load_pretrained
+from ..modeling_fusionmatch import FusionMatchModel
+from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
+from ..processing_fusionmatch import FusionMatchProcessor
+from ..repository import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    FINGERPRINT_FILE,
+    SETTINGS_PATTERNS,
+    WEIGHTS_PATTERNS,
+    UnsafeFolderError,
+    check_settings,
+    check_weights,
+    worded_hub_errors,
+)
+from .model_card import HUB_NAME, card_for_hub
+
+
+logger = logging.get_logger(__name__)
+
+# What loading reads and what is known of the weights. It takes the place of all that a push before left of it.
+_MODEL_PATTERNS = (
+    *(*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS, "metrics.json"),
+    # Sentence Transformers' own, where a folder was saved by it.
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "*_fusionmatch*.py",
+)
+_TEXT_PATTERNS = (REPOCARD_NAME, "LICENSE*", "NOTICE*")
+REPORT_FILE = "report.html"
+# Patterns of what stays -> why.
+_STAYS = {
+    "texts or pictures of the catalogue": (
+        *(REPORT_FILE, "report.json", "queries*.parquet", "findings.jsonl", "quarantine.jsonl"),
+    ),
+    "left over from the training": (
+        *("checkpoint-*", "feature_cache", "run.json", "losses.jsonl", "training_args.*", "trainer_state.json"),
+        *("optimizer*", "scheduler*", "scaler*", "rng_state*", "runs", "batch_sampler.safetensors"),
+        *("loss_weighting.safetensors", "teacher.safetensors"),
+    ),
+}
+# The core, name -> file: what imports nothing else of ours.
+_CODE = {path.name: path for path in Path(configuration_fusionmatch.__file__).parent.glob("*_fusionmatch*.py")}
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+@dataclass
+class PushedFolder:
+    """
+    What [`push_folder`] did.
+
+    Args:
+        repo_id (`str`): Repository, with its namespace.
+        url (`str`): Page of the commit, or of the pull request.
+        private (`bool`): Whether only its members see the repository.
+        files (`dict[str, int]`): Size in bytes of each file that the folder has on the Hub now.
+        left_out (`dict[str, str]`): What of the folder stayed, and why.
+    """
+
+    repo_id: str
+    url: str
+    private: bool
+    files: dict[str, int]
+    left_out: dict[str, str]
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    include_report: bool = False,
+    include_code: bool = False,
+) -> PushedFolder:
+    r"""
+    Pushes a checkpoint or an adapter to the Hub in one commit, after it was looked at; made on demand, the repository
+    of an adapter is private. Texts and pictures of the catalogue, and what training left behind, stay.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the checkpoint or adapter.
+        repo_id (`str`):
+            Name on the Hub, `user/name` or `organisation/name`.
+        base_model (`str`, *optional*):
+            Hub name of an adapter's base, where the adapter was made on a folder. It is loaded, and has to have the
+            same weights; the commit that has them is what the adapter on the Hub refers to.
+        private (`bool`, *optional*):
+            Whether a repository that is not there yet is made private; by default that of an adapter is. One that is
+            there stays what it is.
+        revision (`str`, *optional*):
+            Branch, made on demand; defaults to `main`.
+        commit_message (`str`, *optional*):
+            First line of the commit.
+        token (`str`, *optional*):
+            Token; defaults to `HF_TOKEN` or that of `hf auth login`.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Whether to open a pull request in place of a commit to the branch.
+        include_report (`bool`, *optional*, defaults to `False`):
+            Whether `report.html`, which shows texts and pictures of the catalogue, goes as well.
+        include_code (`bool`, *optional*, defaults to `False`):
+            Whether the files of the model's own classes go along with a checkpoint, so that transformers loads it with
+            `trust_remote_code=True` where FusionMatch is not installed. With FusionMatch they are never looked at.
+
+    Returns:
+        [`PushedFolder`]
+
+    Raises:
+        `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
+        `ValueError`: the base of an adapter is not on the Hub, or has other weights.
+        [`~fusionmatch.repository.UnsafeFolderError`]: the folder is not whole, or holds what the Hub should not.
+        `OSError`: the Hub refuses it; the message says why and what to do.
+    """
+    folder = Path(folder)
+    files, left_out = choose_files(folder, include_report)
+    adapter = ADAPTER_FILE in files
+    contents: dict[str, Path | bytes] = dict(files)
+    base = None
+    if adapter:
+        base, changed = _adapter_for_hub(folder, base_model, token)
+        contents |= changed
+    elif base_model is not None:
+        raise ValueError(f"{folder} is a checkpoint of its own, so `base_model` {base_model} has nothing to say.")
+    elif include_code or any(path.suffix == ".py" for path in files.values()):
+        contents |= _code_for_hub(folder)
+    _check_no_token(contents, token)
+
+    api = HfApi(token=token, library_name="fusionmatch")
+    with worded_hub_errors(repo_id):
+        private = adapter if private is None else private
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if REPOCARD_NAME in files:
+            card = files[REPOCARD_NAME].read_text(encoding="utf-8")
+            contents[REPOCARD_NAME] = card_for_hub(card, repo_id, base).encode()
+        branch = None if create_pr else revision
+        if branch is not None and branch != DEFAULT_REVISION and not branch.startswith("refs/"):
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        there = api.repo_info(repo_id, revision=branch)
+        # Shards of another number, a tokenizer of another kind: what a push before left would be read with this one.
+        names = [sibling.rfilename for sibling in there.siblings or ()]
+        stale = [name for name in names if name not in contents and _fits(name, _MODEL_PATTERNS)]
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message=commit_message or f"Upload {'adapter' if adapter else 'model'}",
+            revision=branch,
+            create_pr=create_pr,
+            # Two who push at once: the second is told, in place of mixing with the first.
+            parent_commit=there.sha,
+        )
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in sorted(contents.items())
+    }
+    return PushedFolder(repo_id, commit.pr_url or commit.commit_url, bool(there.private), sizes, left_out)
+
+
+def choose_files(folder: str | Path, include_report: bool = False) -> tuple[dict[str, Path], dict[str, str]]:
+    """
+    Looks at a folder as [`push_folder`] does before anything is sent.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a checkpoint or adapter.
+        include_report (`bool`, *optional*, defaults to `False`):
+            Whether `report.html` goes.
+
+    Returns:
+        `tuple[dict[str, Path], dict[str, str]]`: by name the files that go, and of everything else the reason why it
+        stays.
+
+    Raises:
+        `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
+        [`~fusionmatch.repository.UnsafeFolderError`]: it is not whole, or holds what the Hub should not.
+    """
+    folder = Path(folder)
+    check_settings(folder)
+    check_weights(folder)
+    adapter = (folder / ADAPTER_FILE).is_file()
+    needed = (ADAPTER_FILE, FINGERPRINT_FILE) if adapter else (CONFIG_FILE, "processor_config.json")
+    for name in needed:
+        if not (folder / name).is_file():
+            raise UnsafeFolderError(
+                f"{folder} has no `{name}`, without which nobody could use it. "
+                + (
+                    "Only adapters that FusionMatchTrainer saved are pushed."
+                    if adapter
+                    else "Save the processor there as well, with `processor.save_pretrained`."
+                )
+            )
+    going = (*_MODEL_PATTERNS, *_TEXT_PATTERNS, *((REPORT_FILE,) if include_report else ()))
+    files, left_out = {}, {}
+    for path in sorted(folder.iterdir()):
+        why = next((why for why, patterns in _STAYS.items() if _fits(path.name, patterns)), "no part of the model")
+        own = _CODE.get(path.name)
+        if path.suffix == ".py" and (own is None or own.read_bytes() != path.read_bytes()):
+            raise UnsafeFolderError(
+                f"{folder} holds code ({path.name}) that is not this FusionMatch's, and others might run it. Take it "
+                "out; FusionMatch loads its own models without."
+            )
+        if path.is_file() and _fits(path.name, going):
+            files[path.name] = path
+        elif not path.name.startswith("."):
+            left_out[path.name] = why
+    for path in files.values():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UnsafeFolderError(
+                f"{path} is a link to {path.resolve()}, outside of the folder. Copy the file there."
+            )
+        with path.open("rb") as file:
+            if file.read(4).startswith(_PICKLE_STARTS):
+                raise UnsafeFolderError(f"{path} is a pickle or an archive under another name. Take it out.")
+    return files, left_out
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return "/" not in name and any(Path(name).match(pattern) for pattern in patterns)
+
+
+def _code_for_hub(folder: Path) -> dict[str, Path | bytes]:
+    """The core files, and the settings that name the classes in them."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    classes = {
+        "AutoConfig": FusionMatchConfig,
+        "AutoModel": FusionMatchModel,
+        "AutoModelForZeroShotImageClassification": FusionMatchModel,
+    }
+    if FusionMatchForImageTextRetrieval.__name__ in (config.get("architectures") or ()):
+        classes["AutoModelForPreTraining"] = FusionMatchForImageTextRetrieval
+    names = {auto: f"{each.__module__.split('.')[-1]}.{each.__name__}" for auto, each in classes.items()}
+    config["auto_map"] = names
+    module = FusionMatchProcessor.__module__.split(".")[-1]
+    processor["auto_map"] = {"AutoProcessor": f"{module}.{FusionMatchProcessor.__name__}"}
+    changed = {CONFIG_FILE: config, "processor_config.json": processor}
+    return _CODE | {name: (json.dumps(each, indent=2) + "\n").encode() for name, each in changed.items()}
+
+
+def _adapter_for_hub(folder: Path, base_model: str | None, token: str | None) -> tuple[str, dict[str, bytes]]:
+    """The Hub name of an adapter's base, and the files of the adapter that have to say so."""
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    note = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
+    made_on = str(config.get("base_model_name_or_path") or "")
+    if base_model is None:
+        if HUB_NAME.fullmatch(made_on) and not Path(made_on).exists():
+            return made_on, {}
+        raise ValueError(
+            f"The adapter {folder} was made on the base in the folder {made_on}, which nobody else has. Push that one "
+            "first (`fusionmatch push BASE USER/BASE`), then name it here: `--base_model USER/BASE`."
+        )
+    revision = check_base(base_model, note, token)
+    config |= {"base_model_name_or_path": base_model, "revision": revision}
+    note |= {"base_model_name_or_path": base_model}
+    changed = {ADAPTER_FILE: config, FINGERPRINT_FILE: note}
+    return base_model, {name: (json.dumps(each, indent=2) + "\n").encode() for name, each in changed.items()}
+
+
+def check_base(base_model: str, note: dict[str, Any], token: str | None = None) -> str:
+    """
+    Loads a base from the Hub and compares it with the one that an adapter was made on; once a process.
+
+    Args:
+        base_model (`str`):
+            Hub name of the base.
+        note (`dict[str, Any]`):
+            `fingerprint`, `dtype` and `settings`, as [`~fusionmatch.loading.write_fingerprint`] writes them.
+        token (`str`, *optional*):
+            Token.
+
+    Returns:
+        `str`: the commit that was loaded.
+
+    Raises:
+        `ValueError`: it is a folder, or has other weights.
+    """
+    if Path(base_model).exists() or not HUB_NAME.fullmatch(base_model):
+        raise ValueError(f"`base_model` must be the name of the base on the Hub (`user/name`), got {base_model!r}.")
+    revision, found = _fingerprint_of(base_model, note["dtype"], json.dumps(note.get("settings") or {}), token)
+    if found is None:
+        logger.warning(f"The adapter was made on a base in {note['dtype']}; that {base_model} is it was not checked.")
+    elif found != note["fingerprint"]:
+        raise ValueError(
+            f"{base_model} is not the base that the adapter was made on: it has the fingerprint {found}, the adapter "
+            f"notes {note['fingerprint']}. Push the right base, or name it."
+        )
+    return revision
+
+
+# A training that pushes as it goes asks each time.
+@lru_cache(maxsize=4)
+def _fingerprint_of(name: str, dtype: str, settings: str, token: str | None) -> tuple[str, str | None]:
+    quantised = "," in dtype
+    loading = {} if quantised else {"dtype": dtype.removeprefix("torch.")}
+    model, _ = load_pretrained(name, token=token, **loading, **json.loads(settings))
+    return model.config._commit_hash, None if quantised else fingerprint(model)
+
+
+def _check_no_token(contents: dict[str, Path | bytes], token: str | None) -> None:
+    own = [each.encode() for each in (token, get_token()) if each]
+    for name, content in contents.items():
+        if _fits(name, WEIGHTS_PATTERNS):
+            continue
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        if _TOKEN.search(data) or any(each in data for each in own):
+            raise UnsafeFolderError(f"`{name}` holds a token for the Hub, which everybody would see. Take it out.")
