@@ -115,7 +115,9 @@ def fit_and_report(
     record.save(output_dir)
     report = write_report(output_dir / "report.html", [output_dir], data_args.report_language)
     catalogue, rule = data_args.files or data_args.catalogue, _split_rule(data_args, intake)
-    write_model_card(output_dir, result, splits, base=base, catalogue=catalogue, split_rule=rule, untrained=fresh)
+    write_model_card(
+        output_dir, result, splits, base=base, catalogue=catalogue, split_rule=rule, untrained=fresh, machine=device
+    )
     source = f"--catalogue {data_args.catalogue}" if data_args.catalogue else "--catalogue products.csv"
     print(
         f"\nReport with pictures: {report}\nThe {what} is in {output_dir}. Next:\n"

@@ -25,11 +25,15 @@ from typing import Any, Protocol
 import datasets
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
+from jinja2 import StrictUndefined, Template
 
+from ..evaluation.queries import FEW, QueryResults, columns_to_divide_by, compare, divide, recall_intervals
 from ..evaluation.tables import ROWS, metrics_table
 
 
 TASK = "image-text-retrieval"
+# Columns whose values a card shows; others may be nobody's business.
+_DIVIDED_BY = ("category", "script")
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # As the templates have it: a card is read beside its files first.
@@ -41,6 +45,8 @@ class Measurement(Protocol):
 
     before: dict[str, float]
     after: dict[str, float]
+    before_queries: QueryResults
+    after_queries: QueryResults
     trainable: list[tuple[str, int, int]]
     seconds: float
 
@@ -54,6 +60,7 @@ def write_model_card(
     catalogue: str | Mapping[str, Sequence[str]],
     split_rule: str,
     untrained: Sequence[str] = (),
+    machine: str = "",
 ) -> Path:
     r"""
     Writes the card of an adapter or of a trained base, in place of one that is there.
@@ -74,6 +81,8 @@ def write_model_card(
             How the splits came about, as part of a sentence.
         untrained (`Sequence[str]`, *optional*):
             Modules of the base that held new weights, so that what was measured before is chance.
+        machine (`str`, *optional*):
+            What it was trained on.
 
     Returns:
         `Path`: the card, `README.md` in the folder.
@@ -107,34 +116,19 @@ def write_model_card(
         datasets=[catalogue_name] if on_hub else None,
         metrics=[key for _, key in measured],
         model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type=TASK,
-                task_name="Image-text retrieval",
-                dataset_type=catalogue_name if on_hub else "unknown",
-                dataset_name=catalogue_name,
-                dataset_split="test",
-                metric_type=key,
-                metric_name=label,
-                metric_value=round(after[key], 2),
-            )
-            for label, key in measured
-        ],
+        eval_results=_eval_results(result.after_queries, catalogue_name, on_hub),
     )
     products = {split: set(dataset["product"]) for split, dataset in splits.items()}
-    return _write(
-        folder,
-        "adapter.md" if adapter else "base.md",
-        data,
-        name=name,
-        base=public_name(base),
-        catalogue=catalogue_name,
-        peft_type={"LORA": "LoRA"}.get(peft_type, peft_type),
-        rank=adapter.get("r"),
-        whole=_listed(adapter.get("modules_to_save") or []),
-        vision_tower=config.get("vision_config", {}).get("model_type"),
-        text_tower=config.get("text_config", {}).get("model_type"),
-        table=metrics_table(before, after),
+    differences = compare([result.after_queries], [result.before_queries])
+    results = _render(
+        "results.md",
+        table=metrics_table(before, after, differences),
+        verdict=differences["rsum"].sentence("RSUM", "before"),
+        parts=[
+            (column, [_part(value, run) for value, run in by.items()])
+            for column, by in _parts(result.after_queries).items()
+        ],
+        was="The base" if adapter else "The model it was trained from",
         untrained=_listed(untrained),
         image_queries=f"{after['i2t_queries']:,.0f}",
         text_queries=f"{after['t2i_queries']:,.0f}",
@@ -145,11 +139,81 @@ def write_model_card(
         leaked=len(products["train"] & products["test"]),
         split_rule=split_rule,
         trainable=[(module, f"{some:,}", f"{every:,}") for module, some, every in result.trainable],
+        whole=_listed(adapter.get("modules_to_save") or []),
         seconds=f"{result.seconds:,.0f}",
+        machine=machine,
+    )
+    return _write(
+        folder,
+        "adapter.md" if adapter else "base.md",
+        data,
+        name=name,
+        base=public_name(base),
+        catalogue=catalogue_name,
+        peft_type={"LORA": "LoRA"}.get(peft_type, peft_type),
+        rank=adapter.get("r"),
+        vision_tower=config.get("vision_config", {}).get("model_type"),
+        text_tower=config.get("text_config", {}).get("model_type"),
+        results=results,
+        products={split: f"{len(names):,}" for split, names in products.items()},
         # Half the 95 % interval of a share of one half, the widest; queries of one product are not independent.
         uncertainty=f"{98 / math.sqrt(len(products['test'])):.0f}",
         languages=", ".join(languages),
     )
+
+
+def _parts(queries: QueryResults) -> dict[str, dict[str, QueryResults]]:
+    """The queries by category and by script, where there is more than one; of few products nothing can be said."""
+    parts = {}
+    for column in columns_to_divide_by(queries):
+        by = {value: run for value, run in divide(queries, column).items() if run.num_products >= FEW}
+        if column in _DIVIDED_BY and len(by) > 1:
+            parts[column] = by
+    return parts
+
+
+def _part(value: str, run: QueryResults) -> dict[str, str]:
+    found = recall_intervals([run])
+    return {
+        "value": value,
+        "products": f"{run.num_products:,}",
+        "i2t": f"{found['i2t_recall@10'].value:.1f}",
+        "t2i": f"{found['t2i_recall@10'].value:.1f}",
+        "rsum": f"{found['rsum'].value:.1f}",
+        "interval": f"[{found['rsum'].low:.1f}, {found['rsum'].high:.1f}]",
+    }
+
+
+def _eval_results(queries: QueryResults, catalogue: str, on_hub: bool) -> list[EvalResult]:
+    """The recalls with intervals and numbers of queries; of each category and script the sum of them."""
+    labels = {key: label for label, key, _ in ROWS}
+
+    def results(run: QueryResults, keys: Sequence[str], part: str | None) -> list[EvalResult]:
+        asked = [int((ranks > 0).sum()) for ranks in run.ranks]
+        counts = {"i2t": asked[0], "t2i": asked[1], "rsum": sum(asked)}
+        found = recall_intervals([run])
+        return [
+            EvalResult(
+                task_type=TASK,
+                task_name="Image-text retrieval",
+                dataset_type=catalogue if on_hub else "unknown",
+                dataset_name=catalogue if part is None else f"{catalogue} ({part})",
+                dataset_config=part,
+                dataset_split="test",
+                metric_type=key,
+                metric_name=labels[key],
+                metric_value=round(found[key].value, 2),
+                metric_args={
+                    "interval_95": [round(found[key].low, 2), round(found[key].high, 2)],
+                    "queries": counts[key.split("_")[0]],
+                },
+            )
+            for key in keys
+        ]
+
+    whole = results(queries, [key for key in labels if "rank" not in key], None)
+    parts = [(f"{column} {value}", run) for column, by in _parts(queries).items() for value, run in by.items()]
+    return whole + [each for part, run in parts for each in results(run, ["rsum"], part)]
 
 
 def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: Sequence[str]) -> Path:
@@ -227,13 +291,21 @@ def _card_data(
 def _write(folder: Path, template: str, data: ModelCardData, **values: Any) -> Path:
     card = ModelCard.from_template(
         data,
-        template_str=files("fusionmatch.model_cards").joinpath(template).read_text(encoding="utf-8"),
+        template_str=_template(template),
         versions=", ".join(f"{name} {version(name)}" for name in ("fusionmatch", "transformers", "peft", "torch")),
         **values,
     )
     path = folder / REPOCARD_NAME
     path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
     return path
+
+
+def _template(name: str) -> str:
+    return files("fusionmatch.model_cards").joinpath(name).read_text(encoding="utf-8")
+
+
+def _render(name: str, **values: Any) -> str:
+    return Template(_template(name), undefined=StrictUndefined).render(**values).strip()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import get_peft_model
 
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import main
-from fusionmatch.evaluation.ranking import retrieval_metrics
+from fusionmatch.evaluation.queries import QueryResults
+from fusionmatch.evaluation.retrieval import CatalogueEmbeddings
 from fusionmatch.hub import write_model_card
 from fusionmatch.hub.model_card import public_name
 from fusionmatch.loading import load_pretrained
@@ -54,9 +56,16 @@ def measured():
     """Of four products one is found first before. After, three texts find their picture; a tie loses two pictures."""
     images, products = np.eye(4), ["p1", "p2", "p3", "p4"]
     before, after = images[[0, 2, 3, 1]], images[[0, 1, 2, 2]]
+    sides = {
+        name: CatalogueEmbeddings(
+            *(torch.tensor(part, dtype=torch.float32) for part in (images, texts)), products, products, list("abcd")
+        )
+        for name, texts in (("before", before), ("after", after))
+    }
+    queries = {f"{name}_queries": QueryResults.from_embeddings(each, SPLITS["test"]) for name, each in sides.items()}
     return SimpleNamespace(
-        before=retrieval_metrics(images, before, products, products),
-        after=retrieval_metrics(images, after, products, products),
+        **{name: each.metrics() for name, each in sides.items()},
+        **queries,
         trainable=[("vision_model", 1200, 34000), ("all", 1200, 34000)],
         seconds=12.4,
     )
@@ -126,7 +135,8 @@ def test_adapter_card_says_what_was_done(adapter, base):
     text = body(write(adapter, base, untrained=["text_head"]))
     for part in (
         "adapter (LoRA, rank 3) for the image-text matching model `my-base`",
-        "| picture → text R@1 | 25.0 | 25.0 | 50.0 | +25.0 |",
+        "| picture → text R@1 | 25.0 | 25.0 | 50.0 | +25.0 | [",
+        "No difference shown to before: RSUM",
         "4 picture and 4 text queries, among 4 pictures and 4 texts of 4 products",
         "| train | 3 | 2 |",
         "| vision_model | 1,200 | 34,000 |",
