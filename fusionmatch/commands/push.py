@@ -57,7 +57,7 @@ def run(argv: list[str]) -> None:
     (args,) = parser.parse([*named, *argv[min(count, 2) :]])
     settings = vars(args)
     pushed = push_folder(settings.pop("path"), settings.pop("repo_id"), **settings)
-    print("\n".join(f"  {name:<40} {size / 1e6:>10,.2f} MB" for name, size in pushed.files.items()))
+    print("\n".join(f"  {name:<40} {size / 1e3:>12,.1f} kB" for name, size in pushed.files.items()))
     if pushed.left_out:
         print("Left out:")
         print("\n".join(f"  {name:<40} {why}" for name, why in pushed.left_out.items()))

@@ -258,9 +258,11 @@ def card_for_hub(card: str, repo_id: str, base: str | None = None) -> str:
     Returns:
         `str`: the card, by which one loads from the Hub.
     """
-    content = ModelCard(card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")'), ignore_metadata_errors=True)
-    if base is not None:
-        content.data.base_model, content.data.base_model_relation = base, "adapter"
+    card = card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")')
+    if base is None:
+        return card
+    content = ModelCard(card, ignore_metadata_errors=True)
+    content.data.base_model, content.data.base_model_relation = base, "adapter"
     return f"{str(content).rstrip()}\n"
 
 

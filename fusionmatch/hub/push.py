@@ -162,7 +162,8 @@ def push_folder(
 
     api = HfApi(token=token, library_name="fusionmatch")
     with worded_hub_errors(repo_id):
-        private = adapter if private is None else private
+        # Without a word, what is made of a checkpoint is what the organisation makes of all of its repositories.
+        private = True if private is None and adapter else private
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if REPOCARD_NAME in files:
             card = files[REPOCARD_NAME].read_text(encoding="utf-8")

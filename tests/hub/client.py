@@ -93,6 +93,11 @@ class Client:
         code = "import sys; from fusionmatch.commands import main; sys.exit(main(sys.argv[1:]))"
         return self.start(code, *arguments, **environment)
 
+    @property
+    def texts(self) -> list[str]:
+        """What all calls wrote."""
+        return [path.read_text(encoding="utf-8") for path in self.folder.iterdir()]
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)

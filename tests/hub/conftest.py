@@ -45,3 +45,14 @@ def since(hub):
     """How long the log was when the test began; faults end with their test."""
     yield len(hub.log)
     hub.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def no_token_anywhere(hub, client):
+    """Of all that processes wrote and repositories hold, looked at when the tests of a file have ended."""
+    yield
+    contents = [text.encode() for text in client.texts]
+    for repository in hub.repositories.values():
+        contents += [content for commit in repository.commits for content in commit.files.values()]
+    assert len(contents) > 20
+    assert not any(token.encode() in content for token in hub.tokens for content in contents)

@@ -264,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The request's body; a cut leaves it half read."""
         length = int(self.headers.get("Content-Length") or 0)
         cut = self.fault.cut_after if self.fault and self.command in ("PUT", "POST") else None
-        content = b""
+        content = bytearray()
         while len(content) < length:
             piece = self.rfile.read(min(CHUNK, length - len(content), CHUNK if cut is None else cut - len(content)))
             content += piece
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not piece or (cut is not None and len(content) >= cut):
                 self.connection.close()
                 raise ConnectionAbortedError
-        return content
+        return bytes(content)
 
     def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.request_log.status = status

@@ -24,11 +24,11 @@ from ..core.tiny import tiny_model, tiny_processor
 from .loopback_hub import Fault
 
 
+pytestmark = pytest.mark.usefixtures("no_token_anywhere")
+
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "disable_tqdm": True, "use_cpu": True}
-ADAPTER = {
-    *("adapter_config.json", "adapter_model.safetensors", "fusionmatch_base.json"),
-    *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
-}
+PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "fusionmatch_base.json"} | PROCESSOR
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +109,21 @@ def test_adapt_pushes_the_finished_adapter(client, hub, base, shop, tmp_path, si
 
 
 TRAIN = """if True:
-    import sys
+    import os, sys
     from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
     from fusionmatch.loading import load_pretrained
-    from fusionmatch.training import lora_config
+    from fusionmatch.training import freeze_towers, lora_config
     base, shop, folder, strategy, name, hub_base = sys.argv[1:]
     splits = load_catalogue(shop)
     model, processor = load_pretrained(base)
     args = FusionMatchTrainingArguments(
         folder, num_train_epochs=2, per_device_train_batch_size=16, disable_tqdm=True, use_cpu=True,
-        push_to_hub=True, hub_model_id=name, hub_strategy=strategy, hub_base_model=hub_base or None,
-        hub_always_push=True,
+        push_to_hub=True, hub_model_id=name, hub_strategy=strategy, hub_always_push=True,
+        hub_token=os.environ["HF_TOKEN"], hub_base_model=hub_base if "/" in hub_base else None,
     )
+    adapter = lora_config(freeze_towers(model), towers=()) if hub_base != "none" else None
     trainer = FusionMatchTrainer(
-        model, args, splits["train"], splits["validation"], processor, peft_config=lora_config(model, towers=())
+        freeze_towers(model), args, splits["train"], splits["validation"], processor, peft_config=adapter
     )
     trainer.train()
     print("TRAINED")
@@ -151,7 +152,7 @@ def test_strategies_of_a_trainer_on_a_folder(strategy, folders, client, hub, bas
 
 
 def test_what_cannot_be_pushed_is_said_before_the_training(client, base, shop, tmp_path):
-    call = client.start(TRAIN, base, shop, tmp_path / "out", "end", "acme/never", "")
+    call = client.start(TRAIN, base, shop, tmp_path / "out", "end", "acme/never", "local")
     assert call.wait() == 1
     assert f"fusionmatch push {base} USER/BASE" in call.text.strip().splitlines()[-1]
     assert "TRAINED" not in call.text
@@ -159,7 +160,10 @@ def test_what_cannot_be_pushed_is_said_before_the_training(client, base, shop, t
 
 def test_a_push_that_fails_on_the_way_does_not_end_the_training(client, hub, base, shop, tmp_path, since):
     hub.faults.append(Fault("POST .*/commit/", 500, times=2))
-    printed = client.run(TRAIN, base, shop, tmp_path / "out", "every_save", "acme/unlucky", "acme/start")
+    printed = client.run(TRAIN, base, shop, tmp_path / "out", "every_save", "acme/unlucky", "none")
     assert "A push to the Hub failed, and the training goes on." in printed
     titles = [commit.title for commit in hub.repositories["models", "acme/unlucky"].commits[1:]]
     assert titles == ["End of training"]
+    # No adapter but all weights, and public, as transformers has it.
+    assert hub.files("acme/unlucky").keys() == {"config.json", "model.safetensors", "README.md"} | PROCESSOR
+    assert not hub.repositories["models", "acme/unlucky"].private
