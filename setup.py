@@ -21,6 +21,9 @@ PLOTS = ["matplotlib>=3.9"]
 # Plots and the rollout sheet of a report.
 REPORT = [*PLOTS, "statsmodels>=0.14.5"]
 
+# The page of `fusionmatch demo`.
+DEMO = ["gradio>=6.31,<7"]
+
 # Catalogues in .xlsx.
 EXCEL = ["python-calamine>=0.9"]
 
@@ -33,12 +36,14 @@ TEST = [
     *STARTER,
     *CONCEPTS,
     *REPORT,
+    *DEMO,
     *QLORA,
     *EXCEL,
     "openpyxl>=3.1",
     *LINT,
     "hypothesis>=6.100",
     "parameterized>=0.9",
+    "picklescan>=1.0.5",
     "pytest>=9,<10",
     "ranx>=0.3.20",
     "sentence-transformers>=6.2,<7",
@@ -58,7 +63,7 @@ setup(
     package_dir={"fusionmatch.model_cards": "model_cards"},
     packages=[*find_packages(include=["fusionmatch", "fusionmatch.*"]), "fusionmatch.model_cards"],
     package_data={
-        "fusionmatch": ["py.typed", "evaluation/metrics/*/README.md", "report/*.html", "report/*.yaml"],
+        "fusionmatch": ["py.typed", "evaluation/metrics/*/README.md", "report/*.html", "report/*.yaml", "app/space/*"],
         "fusionmatch.model_cards": ["*.md"],
     },
     python_requires=">=3.11",
@@ -85,6 +90,7 @@ setup(
         "concepts": CONCEPTS,
         "plots": PLOTS,
         "report": REPORT,
+        "demo": DEMO,
         "qlora": QLORA,
         "excel": EXCEL,
         "lint": LINT,

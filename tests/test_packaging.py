@@ -52,6 +52,8 @@ def test_the_wheel_holds_code_metric_report_and_cards_alone(wheel):
         names = archive.namelist()
     for name in (
         "fusionmatch/py.typed",
+        "fusionmatch/app/space/app.py",
+        "fusionmatch/app/space/requirements.txt",
         "fusionmatch/report/report.html",
         "fusionmatch/report/rollout.yaml",
         "fusionmatch/report/words.yaml",

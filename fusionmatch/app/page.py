@@ -26,6 +26,8 @@ _RESULTS = (12, 24, 48)
 _STYLE = """
 .gradio-container { max-width: 76rem !important; margin: 0 auto; }
 #results .caption-label { white-space: normal; }
+#results .grid-wrap { max-height: none; }
+@media (max-width: 40rem) { #results .grid-container { grid-template-columns: 1fr 1fr !important; } }
 """
 
 
@@ -92,13 +94,13 @@ def build_app(search: CatalogueSearch, title: str, language: str = "en") -> Any:
                 text = gr.Textbox(
                     label=t("demo_text"), placeholder=t("demo_placeholder"), elem_id="query", autofocus=True
                 )
-                picture = gr.Image(label=t("demo_picture"), type="pil", height=200, sources=["upload", "clipboard"])
+                picture = gr.Image(label=t("demo_picture"), type="pil", height=170, sources=["upload", "clipboard"])
                 go = gr.Button(t("demo_search"), variant="primary", elem_id="go")
                 model = gr.Dropdown(names, value=names[0], label=t("demo_model"), elem_id="model")
                 with gr.Row():
                     count = gr.Dropdown(list(_RESULTS), value=_RESULTS[0], label=t("demo_count"), min_width=100)
                     precision = gr.Dropdown([every], value=every, label=t("demo_precision"), visible=False)
-            with gr.Column(scale=5, min_width=400):
+            with gr.Column(scale=5, min_width=300):
                 said = gr.Markdown(elem_id="said")
                 gallery = gr.Gallery(
                     show_label=False,

@@ -26,7 +26,7 @@ from PIL import Image
 
 from .. import __version__
 from ..hub.push import choose_files
-from ..repository import ADAPTER_FILE
+from ..repository import ADAPTER_FILE, FINGERPRINT_FILE
 
 
 _LONGEST_SIDE = 512
@@ -57,14 +57,8 @@ def write_space(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"The folder {folder} is not empty. Name another one for the Space.")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, path in models.items():
-        if not Path(path).is_dir():
-            paths.append(path)
-            continue
-        target = Path("models") / name
-        _copy_model(Path(path), folder / target)
-        paths.append(target.as_posix())
+    copied: dict[Path, str] = {}
+    paths = [_copy_model(path, name, folder, copied) for name, path in models.items()]
     rows = dataset.select_columns(["image", "texts", "product", "image_id"])
     rows = rows.map(_smaller, desc="Pictures for the Space").cast_column("image", datasets.Image())
     rows.to_parquet(folder / CATALOGUE_FILE)
@@ -87,24 +81,31 @@ def write_space(
     return folder
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    """What a push would send of it; an adapter's base, where it is a folder, goes along."""
+def _copy_model(path: str, name: str, folder: Path, copied: dict[Path, str]) -> str:
+    """
+    Copies what a push would send of a model, once, and of an adapter the base as well; returns its path from the
+    folder of the Space, where the page is started. A Hub name stays one.
+    """
+    source = Path(path).resolve()
+    if not source.is_dir():
+        return path
+    if source in copied:
+        return copied[source]
     files, _ = choose_files(source)
+    while f"models/{name}" in copied.values():
+        name += "-base"
+    copied[source] = f"models/{name}"
+    target = folder / copied[source]
     target.mkdir(parents=True)
-    for name, path in files.items():
-        shutil.copyfile(path, target / name)
-    config = target / ADAPTER_FILE
-    if not config.is_file():
-        return
-    content = json.loads(config.read_text(encoding="utf-8"))
-    base = Path(content["base_model_name_or_path"])
-    if base.is_dir():
-        own = target.parent / base.resolve().name
-        if not own.exists():
-            _copy_model(base, own)
-        # From the folder of the Space, where the page is started.
-        content["base_model_name_or_path"] = own.relative_to(target.parent.parent).as_posix()
-        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for file_name, file in files.items():
+        shutil.copyfile(file, target / file_name)
+    for file_name in (ADAPTER_FILE, FINGERPRINT_FILE):
+        if file_name in files:
+            content = json.loads(files[file_name].read_text(encoding="utf-8"))
+            base = content["base_model_name_or_path"]
+            content["base_model_name_or_path"] = _copy_model(base, Path(base).name, folder, copied)
+            (target / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return copied[source]
 
 
 def _smaller(row: dict[str, Any]) -> dict[str, Any]:

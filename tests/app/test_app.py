@@ -12,15 +12,18 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image
 
-from fusionmatch.app import CatalogueSearch, build_app, model_names, write_space
-from fusionmatch.app.page import launch_options
+from fusionmatch.app import CatalogueSearch, model_names, write_space
 from fusionmatch.catalogue import read_catalogue
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import main
@@ -100,31 +103,55 @@ def test_a_space_holds_all_that_it_needs(models, dataset, shop, tmp_path, capsys
     assert "Name what to search with" in capsys.readouterr().err
 
 
+def ask(url, *data):
+    """The answer of the running page, by the two calls that its own script makes."""
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(f"{url}/gradio_api/call/search", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        event = json.loads(answer.read())["event_id"]
+    with urllib.request.urlopen(f"{url}/gradio_api/call/search/{event}") as answer:
+        lines = answer.read().decode().splitlines()
+    return lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason='gradio is not installed: pip install "fusionmatch[demo]"')
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_the_page_answers(models, dataset, language):
-    gradio_client = pytest.importorskip("gradio_client")
-    app = build_app(CatalogueSearch(models, dataset), "Shop", language)
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, **(launch_options() | {"quiet": True}))
-    try:
-        with urllib.request.urlopen(url) as answer:
-            page = answer.read().decode()
-        assert ("What are you looking for?" if language == "en" else "何をお探しですか") in page
-        client = gradio_client.Client(url, verbose=False)
-        every = "show all" if language == "en" else "すべて表示"
-        gallery, *_ = client.predict("a red boot", "second", 12, every, api_name="/search")
-        wanted = CatalogueSearch(models, dataset).search("second", "a red boot", 12)
-        assert [item["caption"].split(" · ")[0] for item in gallery] == [
-            f"{i}. {h.product}" for i, h in enumerate(wanted, 1)
-        ]
-        with Image.open(gallery[0]["image"]) as shown:
-            assert shown.size == (48, 48)
-        with pytest.raises(gradio_client.exceptions.AppError):
-            client.predict(" ", "second", 12, every, api_name="/search")
-    finally:
-        app.close()
+def test_the_page_answers(models, dataset, shop, language):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--model_name_or_path", *models.values(), "--language", language, "--port", str(port)]
+    command = [sys.executable, "-m", "fusionmatch", "demo", str(shop), *options]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+        try:
+            until = time.monotonic() + 120
+            while True:
+                try:
+                    with urllib.request.urlopen(f"{url}/config") as answer:
+                        content = json.loads(answer.read())
+                    break
+                except urllib.error.URLError:
+                    assert page.poll() is None, page.stdout.read()
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
+            words, every = (
+                ("What are you looking for?", "show all") if language == "en" else ("何をお探しですか？", "すべて表示")
+            )
+            assert words in [part["props"].get("label") for part in content["components"]]
+            event, (gallery, *_) = ask(url, "a red boot", "second", 12, every)
+            assert event == "complete"
+            wanted = CatalogueSearch(models, dataset).search("second", "a red boot", 12)
+            shown = [item["caption"].split(" · ")[0] for item in gallery]
+            assert shown == [f"{hit.rank}. {hit.product}" for hit in wanted]
+            with urllib.request.urlopen(gallery[0]["image"]["url"]) as answer, Image.open(answer) as picture:
+                assert picture.size == (48, 48)
+            assert ask(url, " ", "second", 12, every)[0] == "error"
+        finally:
+            page.terminate()
 
 
-def test_without_gradio_the_remedy_is_named(models, dataset):
+def test_without_gradio_the_remedy_is_named():
     program = "import sys; sys.modules['gradio'] = None; from fusionmatch.app import build_app; build_app(None, 'x')"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert 'pip install "fusionmatch[demo]"' in run.stderr

@@ -21,6 +21,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from picklescan.scanner import scan_directory_path
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -86,6 +87,16 @@ def test_adapt_writes_adapter_metrics_report_and_quarantine(adapter, shop, capsy
     quarantined = {json.loads(line)["row"] for line in (adapter / "quarantine.jsonl").read_text().splitlines()}
     assert quarantined < {fault["row"] for fault in faults}
     assert len(quarantined) == 6
+
+
+def test_nothing_of_an_adaptation_is_a_pickle(adapter, base, tmp_path):
+    # Checkpoints of a running training hold what transformers' Trainer writes.
+    left = shutil.copytree(adapter, tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
+    for folder in (left, base):
+        found = scan_directory_path(folder)
+        assert (found.scanned_files, found.scan_err) == (0, False)
+    torch.save({"a": 1}, left / "weights.safetensors.pt")
+    assert scan_directory_path(left).scanned_files == 1
 
 
 def test_the_report_stands_alone(adapter):
