@@ -36,7 +36,7 @@ MISSING = "picture file is missing"
 OUTSIDE = "picture lies outside the catalogue folder"
 UNREADABLE = "picture cannot be read"
 TOO_LARGE = "picture is too large to decode safely"
-URL = "URL: not downloaded"
+URL = "URL: not downloaded without download_images (--download_images True)"
 
 # What is worth a look in a picture that can be used.
 SMALLEST_SIDE = 32
@@ -67,10 +67,16 @@ class Checked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a cell of the picture column points: a file, or the reason why there is none."""
+    """Where a cell of the picture column points: a file, or the reason and detail why there is none."""
 
     path: Path | None
     reason: str | None = None
+    detail: str | None = None
+
+
+def is_url(cell: str | None) -> bool:
+    """Whether a picture cell names something on the network, of whatever scheme."""
+    return cell is not None and _URL.match(cell) is not None
 
 
 def find_picture(cell: str, folders: Sequence[Path]) -> Found:
@@ -83,7 +89,7 @@ def find_picture(cell: str, folders: Sequence[Path]) -> Found:
         cell (`str`): What the catalogue says, relative to one of the folders or absolute inside one.
         folders (`Sequence[Path]`): Resolved folders the pictures may lie in, tried in this order.
     """
-    if _URL.match(cell):
+    if is_url(cell):
         return Found(None, URL)
     # Catalogues exported on Windows name their pictures with backslashes.
     names = [cell] if "\\" not in cell or os.sep == "\\" else [cell, cell.replace("\\", "/")]

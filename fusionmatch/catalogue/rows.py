@@ -15,7 +15,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,14 @@ import xxhash
 
 from .columns import Columns, check_column, choose_columns, guess_separator, is_empty, join_texts, split_cell
 from .duplicates import group_pictures
-from .pictures import NOT_NAMED, Checked, check_files, check_stored, find_picture
+from .pictures import NOT_NAMED, UNREADABLE, Checked, Found, check_files, check_stored, find_picture, is_url
 from .quarantine import QuarantinedRow
 from .sources import Source
 from .splits import SPLITS, split_name
 
 
 NO_TEXT = "text is empty or a placeholder"
+Download = Callable[[Iterable[str]], dict[str, Found]]
 _OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group", "concepts")
 
 
@@ -104,7 +105,11 @@ def choose_catalogue_columns(sources: Sequence[Source], **named: Any) -> Columns
 
 
 def collect_pictures(
-    sources: Sequence[Source], columns: Columns, image_root: Path | None, separator: str | None
+    sources: Sequence[Source],
+    columns: Columns,
+    image_root: Path | None,
+    separator: str | None,
+    download: Download | None = None,
 ) -> tuple[list[Picture], list[QuarantinedRow], list[QuarantinedRow], list[str]]:
     """
     Checks texts and pictures and gives the usable pictures in the order of the sources, the faults, what is worth a
@@ -118,6 +123,8 @@ def collect_pictures(
         columns (`Columns`): The columns to read.
         image_root (`Path`, *optional*): Folder the pictures may lie in besides the table's own.
         separator (`str`, *optional*): What joins several pictures in one cell; guessed when not given.
+        download (`Callable`, *optional*): Gives for URLs the files that they were downloaded to; without it they are
+            quarantined.
 
     Raises:
         `ValueError`: A value of the split column is no split.
@@ -132,7 +139,7 @@ def collect_pictures(
     several_files = len({place[0] for source in sources for place in source.places}) > 1
     for number, source in enumerate(sources):
         texts, text_faults = _compose_texts(source, columns)
-        candidates, picture_faults = _find_candidates(source, columns, image_root, separator)
+        candidates, picture_faults = _find_candidates(source, columns, image_root, separator, download)
         faults += sorted(text_faults + picture_faults, key=lambda fault: (fault.source, fault.row))
         image_ids = _column(source, columns.image_id)
         products = _own_products(source, columns, image_ids, candidates, id_root)
@@ -147,7 +154,7 @@ def collect_pictures(
             if picture is None:
                 file, source_row = source.places[row]
                 if candidate.path is not None:
-                    image_id = _relative(candidate.path, id_root)
+                    image_id = _file_name(candidate, id_root)
                 elif not is_empty(image_ids[row]):
                     image_id = str(image_ids[row]).strip()
                 elif candidate.value:
@@ -205,7 +212,7 @@ def _compose_texts(source: Source, columns: Columns) -> tuple[list[list[str]], l
 
 
 def _find_candidates(
-    source: Source, columns: Columns, image_root: Path | None, separator: str | None
+    source: Source, columns: Columns, image_root: Path | None, separator: str | None, download: Download | None
 ) -> tuple[list[_Candidate], list[QuarantinedRow]]:
     if source.embedded is not None and columns.image in source.embedded.column_names:
         names = _stored_paths(source, columns.image)
@@ -228,14 +235,30 @@ def _find_candidates(
             value = None if cell is None else str(cell)
             faults.append(QuarantinedRow(*source.places[row], NOT_NAMED, field=columns.image, value=value))
         for column, entry in entries:
-            path, reason = find_picture(entry, folders)
+            path, reason, _ = find_picture(entry, folders)
             found.append(_Candidate(row, column, entry, -1, path, Checked("", reason)))
+    if download is not None:
+        found = _download(found, download)
     checked = check_files(item.path for item in found if item.path is not None and item.checked.reason is None)
     candidates = [
         item if item.checked.reason is not None or item.path is None else item._replace(checked=checked[item.path])
         for item in found
     ]
+    if download is not None:
+        for item in candidates:
+            if item.checked.reason == UNREADABLE and is_url(item.value):
+                item.path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
     return candidates, faults + _candidate_faults(source, candidates)
+
+
+def _download(candidates: list[_Candidate], download: Download) -> list[_Candidate]:
+    files = download(dict.fromkeys(item.value for item in candidates if is_url(item.value)))
+    return [
+        item._replace(path=files[item.value].path, checked=Checked("", *files[item.value][1:]))
+        if is_url(item.value)
+        else item
+        for item in candidates
+    ]
 
 
 def _candidate_faults(source: Source, candidates: Iterable[_Candidate]) -> list[QuarantinedRow]:
@@ -323,7 +346,7 @@ def _own_products(
         if not is_empty(group):
             products.append(str(group).strip())
         elif own is not None and own.path is not None:
-            products.append(_relative(own.path, id_root))
+            products.append(_file_name(own, id_root))
         elif own is not None and own.checked.digest:
             # By its bytes, not its row or stored name: rows move, and exports call every picture "image.jpg".
             products.append(f"picture-{own.checked.digest[:16]}")
@@ -351,7 +374,10 @@ def _own_splits(source: Source, columns: Columns) -> list[str | None]:
     return [splits[cell] for cell in cells]
 
 
-def _relative(path: Path, root: Path) -> str:
+def _file_name(candidate: _Candidate, root: Path) -> str:
+    if is_url(candidate.value):  # its file is called by a digest
+        return candidate.value
+    path = candidate.path
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
