@@ -112,6 +112,8 @@ def check_bytes(data: Any) -> Checked:
     digest = xxhash.xxh3_128_hexdigest(data)
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if picture.format == "EPS":  # decoding it would run Ghostscript on whatever program it holds
+                return Checked(digest, UNREADABLE, "PostScript is not decoded; save the picture as PNG or JPEG")
             picture.load()
             notes = [
                 note

@@ -463,7 +463,7 @@ def _extra_columns(sources: Sequence[Source], columns: Columns) -> dict[str, tup
     for name, found in kinds.items():
         if any(pa.types.is_nested(kind) for kind in found):
             continue
-        target = name
+        target = name.replace("\0", "")  # Arrow cuts a name off there
         while target in _OWN_COLUMNS or (target != name and target in taken):
             target += "_source"
         taken.add(target)

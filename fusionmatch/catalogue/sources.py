@@ -20,6 +20,8 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,13 @@ CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePat
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+# A sheet is laid out whole, from its first cell to its last: one stray cell in the last corner takes more memory than
+# there is, and calamine then ends the process.
+_MOST_CELLS = 20_000_000
+_PLACE = re.compile(rb"""\br=["']([A-Z]{1,9})(\d{1,19})["']""")
+# Workbooks are packed to a tenth or so, and to a fiftieth at most; what is packed to less is made to fill the memory.
+_LEAST_SHARE = 200
+_SMALL = 2**26
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
 
 
@@ -172,7 +181,7 @@ def _list_files(value: CataloguePath) -> list[Path]:
 def _list_folder(folder: Path) -> list[Path]:
     metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
     tables = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
-    shards = sorted(folder.rglob("*.parquet"))
+    shards = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
     if not metadata and shards and not [file for file in tables if file.suffix.lower() != ".parquet"]:
         return shards
     found = metadata or tables
@@ -203,7 +212,7 @@ def _read_text(file: Path) -> str:
     data = file.read_bytes()
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding).lstrip("\ufeff")  # exports that were joined hold a second mark
     except UnicodeDecodeError as error:
         fault = error
     try:
@@ -230,26 +239,62 @@ def _read_excel(file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
             f"Reading '{file.name}' needs python-calamine. Install it with: pip install \"fusionmatch[excel]\". Or "
             "save the sheet as CSV UTF-8."
         ) from error
+    text = io.StringIO()
+    writer = csv.writer(text)
     try:
+        _check_workbook(file)
         with python_calamine.CalamineWorkbook.from_path(file) as book:
             first, *others = book.sheet_names
-            cells = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
-    except (python_calamine.CalamineError, ValueError) as error:
+            # A sheet may begin with empty rows and have notes beside the table.
+            filled = (row for row in book.get_sheet_by_index(0).iter_rows() if any(str(cell).strip() for cell in row))
+            named: list[int] = []
+            for row in filled:
+                named = named or [column for column, name in enumerate(row) if str(name).strip()]
+                chosen = [row[column] for column in named]
+                # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
+                writer.writerow(
+                    [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in chosen]
+                )
+    except (python_calamine.CalamineError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError) as error:
         raise ValueError(
             f"'{file}' is no workbook that can be read: {error}. Save it again, or as CSV UTF-8."
         ) from error
     if others:
         logger.warning(f"'{file.name}' has {len(others) + 1} sheets; the first one, '{first}', is read.")
-    # A sheet may begin with empty rows and have notes beside the table.
-    filled = [row for row in cells if any(str(cell).strip() for cell in row)]
-    named = [column for column, name in enumerate(filled[0]) if str(name).strip()] if filled else []
-    text = io.StringIO()
-    writer = csv.writer(text)
-    for row in filled:
-        chosen = [row[column] for column in named]
-        # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
-        writer.writerow([int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in chosen])
     return _read_csv(text.getvalue(), file, ",")
+
+
+def _check_workbook(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        size, packed = sum(part.file_size for part in parts), sum(part.compress_size for part in parts)
+        if size > max(_SMALL, _LEAST_SHARE * packed):
+            raise ValueError(f"it unpacks from {packed:,} bytes to {size:,}")
+        for part in parts:
+            if not part.filename.lower().startswith("xl/worksheets/"):
+                continue
+            row, column, rest = 0, 0, b""
+            with archive.open(part) as stream:
+                while piece := stream.read(2**22):
+                    piece = rest + piece
+                    places = _PLACE.findall(piece)
+                    rest = piece[-64:]  # a place may be cut in two
+                    row = max(row, max((int(number) for _, number in places), default=0))
+                    letters = {letters for letters, _ in places}
+                    column = max(column, max((_column_number(own) for own in letters), default=0))
+            if row * column > _MOST_CELLS:
+                raise ValueError(
+                    f"a sheet reaches down to row {row:,} and over to column {column:,}, which is more than "
+                    f"{_MOST_CELLS:,} cells; delete what stands far from the table"
+                )
+
+
+def _column_number(letters: bytes) -> int:
+    """A is 1, Z 26, AA 27."""
+    number = 0
+    for letter in letters:
+        number = 26 * number + letter - 64
+    return number
 
 
 def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
@@ -301,7 +346,7 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
     if text.lstrip().startswith("["):
         try:
             entries: list[Any] = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
     else:
         # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
@@ -312,7 +357,7 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
                 record = json.loads(entry)
                 if "\\ud" in entry.lower():  # half of an emoji, left by an export that cuts texts to a length
                     json.dumps(record, ensure_ascii=False).encode()
-            except (json.JSONDecodeError, UnicodeEncodeError) as error:
+            except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
                 faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=entry, detail=str(error)))
                 continue
         else:
@@ -322,6 +367,8 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
             rows.append(number)
         else:
             faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
+    if not records:
+        raise ValueError(f"'{file}' holds no JSON object; each is one row.")
     names = list(dict.fromkeys(name for record in records for name in record))
     table = pa.table([_to_array([record.get(name) for record in records]) for name in names], names=names)
     return table, rows, faults
@@ -350,7 +397,7 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
     for file in files:
         try:
             count = pq.read_metadata(file).num_rows
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"'{file}' is not a whole Parquet file: {error}. Copy or write it again.") from error
         places.extend((file.name, row) for row in range(1, count + 1))
     try:
@@ -360,8 +407,9 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
         else:
             tables = [pq.ParquetFile(file).read() for file in files]
             table = pa.concat_tables(tables, promote_options="default")
+            table.validate(full=True)  # texts may be no UTF-8
             return Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
-    except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
+    except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
             "Shards must have the same columns of the same types."
