@@ -71,8 +71,8 @@ class Intake:
 
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
-        products = len(set(self.dataset["product"]))
-        copies = len(self.dataset) - len(set(self.dataset["picture_group"]))
+        products = len(set(self.dataset["product"][:]))
+        copies = len(self.dataset) - len(set(self.dataset["picture_group"][:]))
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",
@@ -102,7 +102,7 @@ class Intake:
             `ValueError`: The sizes are out of range, or a split would hold fewer than two products.
         """
         check_split_sizes(validation_size, test_size)
-        products, groups = list(self.dataset["product"]), list(self.dataset["picture_group"])
+        products, groups = self.dataset["product"][:], self.dataset["picture_group"][:]
         if self.own_splits is not None:
             splits = self.own_splits
             wanted = [name for name in SPLITS if name in self.split_names]

@@ -128,7 +128,8 @@ def check_bytes(data: Any) -> Checked:
             # What `datasets` does when the picture is looked at: a damaged EXIF block must show now, not in training.
             if picture.getexif().get(ExifTags.Base.Orientation) is not None:
                 picture = ImageOps.exif_transpose(picture)
-            picture = picture.convert("RGB")
+            if picture.mode != "RGB":  # else it would be copied
+                picture = picture.convert("RGB")
             if all(high - low <= _BLANK_RANGE for low, high in picture.getextrema()):
                 notes.append(BLANK)
             return Checked(digest, hash=picture_hash(picture), notes=tuple(notes))

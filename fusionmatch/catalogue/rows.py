@@ -68,6 +68,9 @@ class Picture:
     group: str = ""
 
 
+_UNCHECKED = Checked("")
+
+
 class _Candidate(NamedTuple):
     row: int
     column: str
@@ -132,10 +135,10 @@ def collect_pictures(
     pictures: dict[tuple[Any, ...], Picture] = {}
     faults: list[QuarantinedRow] = []
     notes: list[QuarantinedRow] = []
-    ids: set[str] = set()
+    ids: dict[str, int] = {}
     split_names: dict[str, None] = {source.split: None for source in sources if source.split is not None}
     roots = [image_root] if image_root is not None else list({s.root for s in sources if s.root is not None})
-    id_root = Path(os.path.commonpath(roots)) if roots else Path()
+    id_root = os.path.commonpath(roots).rstrip(os.sep) + os.sep if roots else ""
     several_files = len({place[0] for source in sources for place in source.places}) > 1
     for number, source in enumerate(sources):
         texts, text_faults = _compose_texts(source, columns)
@@ -173,9 +176,10 @@ def collect_pictures(
                     split=splits[row],
                 )
                 notes += [_note(source, candidate, note) for note in candidate.checked.notes]
-            picture.texts.extend(text for text in texts[row] if text not in picture.texts)
+            picture.texts += texts[row]
     found = list(pictures.values())
     for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
+        picture.texts = list(dict.fromkeys(picture.texts))
         # By what is seen in it, so that it is the same in another catalogue.
         picture.group = xxhash.xxh3_64_hexdigest(found[first].hash)
     return found, faults, notes, list(split_names)
@@ -226,8 +230,9 @@ def _find_candidates(
         first_separator, more_separator = separator or guess_separator(names), None
     else:
         first_separator, more_separator = None, separator or guess_separator(more)
-    found = []
+    candidates: list[_Candidate] = []
     faults = []
+    places: dict[str, Found] = {}
     for row, (cell, others) in enumerate(zip(names, more, strict=True)):
         entries = [(columns.image, entry) for entry in split_cell(cell, first_separator)]
         entries += [(str(columns.additional_images), entry) for entry in split_cell(others, more_separator)]
@@ -235,30 +240,21 @@ def _find_candidates(
             value = None if cell is None else str(cell)
             faults.append(QuarantinedRow(*source.places[row], NOT_NAMED, field=columns.image, value=value))
         for column, entry in entries:
-            path, reason, _ = find_picture(entry, folders)
-            found.append(_Candidate(row, column, entry, -1, path, Checked("", reason)))
+            if entry not in places:
+                places[entry] = find_picture(entry, folders)
+            candidates.append(_Candidate(row, column, entry, -1, None, _UNCHECKED))
     if download is not None:
-        found = _download(found, download)
-    checked = check_files(item.path for item in found if item.path is not None and item.checked.reason is None)
-    candidates = [
-        item if item.checked.reason is not None or item.path is None else item._replace(checked=checked[item.path])
-        for item in found
-    ]
+        places |= download([entry for entry in places if is_url(entry)])
+    checked = check_files(place.path for place in places.values() if place.path is not None and place.reason is None)
+    for position, item in enumerate(candidates):
+        path, reason, detail = places[item.value]
+        check = checked[path] if reason is None else Checked("", reason, detail)
+        candidates[position] = item._replace(path=path, checked=check)
     if download is not None:
         for item in candidates:
             if item.checked.reason == UNREADABLE and is_url(item.value):
                 item.path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
     return candidates, faults + _candidate_faults(source, candidates)
-
-
-def _download(candidates: list[_Candidate], download: Download) -> list[_Candidate]:
-    files = download(dict.fromkeys(item.value for item in candidates if is_url(item.value)))
-    return [
-        item._replace(path=files[item.value].path, checked=Checked("", *files[item.value][1:]))
-        if is_url(item.value)
-        else item
-        for item in candidates
-    ]
 
 
 def _candidate_faults(source: Source, candidates: Iterable[_Candidate]) -> list[QuarantinedRow]:
@@ -334,7 +330,7 @@ def _flatten(table: pa.Table, rows: list[int]) -> dict[str, list[Any]]:
 
 
 def _own_products(
-    source: Source, columns: Columns, image_ids: list[Any], candidates: Iterable[_Candidate], id_root: Path
+    source: Source, columns: Columns, image_ids: list[Any], candidates: Iterable[_Candidate], id_root: str
 ) -> list[str]:
     first: dict[int, _Candidate] = {}
     for candidate in candidates:
@@ -374,19 +370,19 @@ def _own_splits(source: Source, columns: Columns) -> list[str | None]:
     return [splits[cell] for cell in cells]
 
 
-def _file_name(candidate: _Candidate, root: Path) -> str:
+def _file_name(candidate: _Candidate, root: str) -> str:
     if is_url(candidate.value):  # its file is called by a digest
         return candidate.value
-    path = candidate.path
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return str(candidate.path).removeprefix(root).replace(os.sep, "/")
 
 
-def _unique(image_id: str, ids: set[str]) -> str:
-    unique, count = image_id, 1
+def _unique(image_id: str, ids: dict[str, int]) -> str:
+    unique, count = image_id, ids.get(image_id, 1)
     while unique in ids:
         count += 1
         unique = f"{image_id}#{count}"
-    ids.add(unique)
+    ids[image_id] = count
+    ids.setdefault(unique, 1)
     return unique
 
 

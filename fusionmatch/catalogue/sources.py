@@ -15,13 +15,10 @@
 
 import csv
 import glob
-import io
 import json
 import logging
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +28,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .excel import workbook_as_csv
 from .quarantine import QuarantinedRow
 from .splits import SPLITS, split_name
 
@@ -43,13 +41,9 @@ CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePat
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-# A sheet is laid out whole, from its first cell to its last: one stray cell in the last corner takes more memory than
-# there is, and calamine then ends the process.
-_MOST_CELLS = 20_000_000
-_PLACE = re.compile(rb"""\br=["']([A-Z]{1,9})(\d{1,19})["']""")
-# Workbooks are packed to a tenth or so, and to a fiftieth at most; what is packed to less is made to fill the memory.
-_LEAST_SHARE = 200
-_SMALL = 2**26
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+# Rows whose cells are Python's own at a time; they take several times the memory of Arrow's.
+_CHUNK = 50_000
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
 
 
@@ -150,7 +144,7 @@ def _read_split(value: CataloguePath | Iterable[CataloguePath], split: str | Non
         if file.suffix.lower() == ".parquet":
             shards.setdefault(file.parent, []).append(file)
         elif file.suffix.lower() == ".xlsx":
-            table, rows, faults = _read_excel(file)
+            table, rows, faults = _read_csv(workbook_as_csv(file), file, ",")
             places = [(file.name, row) for row in rows]
             sources.append(Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults))
         else:
@@ -230,81 +224,15 @@ def _read_text(file: Path) -> str:
     ) from fault
 
 
-def _read_excel(file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    """The first sheet, as the CSV that one would save it as."""
-    try:
-        import python_calamine
-    except ImportError as error:
-        raise ImportError(
-            f"Reading '{file.name}' needs python-calamine. Install it with: pip install \"fusionmatch[excel]\". Or "
-            "save the sheet as CSV UTF-8."
-        ) from error
-    text = io.StringIO()
-    writer = csv.writer(text)
-    try:
-        _check_workbook(file)
-        with python_calamine.CalamineWorkbook.from_path(file) as book:
-            first, *others = book.sheet_names
-            # A sheet may begin with empty rows and have notes beside the table.
-            filled = (row for row in book.get_sheet_by_index(0).iter_rows() if any(str(cell).strip() for cell in row))
-            named: list[int] = []
-            for row in filled:
-                named = named or [column for column, name in enumerate(row) if str(name).strip()]
-                chosen = [row[column] for column in named]
-                # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
-                writer.writerow(
-                    [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in chosen]
-                )
-    except (python_calamine.CalamineError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"'{file}' is no workbook that can be read: {error}. Save it again, or as CSV UTF-8."
-        ) from error
-    if others:
-        logger.warning(f"'{file.name}' has {len(others) + 1} sheets; the first one, '{first}', is read.")
-    return _read_csv(text.getvalue(), file, ",")
-
-
-def _check_workbook(file: Path) -> None:
-    with zipfile.ZipFile(file) as archive:
-        parts = archive.infolist()
-        size, packed = sum(part.file_size for part in parts), sum(part.compress_size for part in parts)
-        if size > max(_SMALL, _LEAST_SHARE * packed):
-            raise ValueError(f"it unpacks from {packed:,} bytes to {size:,}")
-        for part in parts:
-            if not part.filename.lower().startswith("xl/worksheets/"):
-                continue
-            row, column, rest = 0, 0, b""
-            with archive.open(part) as stream:
-                while piece := stream.read(2**22):
-                    piece = rest + piece
-                    places = _PLACE.findall(piece)
-                    rest = piece[-64:]  # a place may be cut in two
-                    row = max(row, max((int(number) for _, number in places), default=0))
-                    letters = {letters for letters, _ in places}
-                    column = max(column, max((_column_number(own) for own in letters), default=0))
-            if row * column > _MOST_CELLS:
-                raise ValueError(
-                    f"a sheet reaches down to row {row:,} and over to column {column:,}, which is more than "
-                    f"{_MOST_CELLS:,} cells; delete what stands far from the table"
-                )
-
-
-def _column_number(letters: bytes) -> int:
-    """A is 1, Z 26, AA 27."""
-    number = 0
-    for letter in letters:
-        number = 26 * number + letter - 64
-    return number
-
-
 def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
     header_line = text.split("\n", 1)[0]
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
     if delimiter is None:
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader((line[0] for line in _LINE.finditer(text)), delimiter=delimiter, strict=True)
     header: list[str] = []
-    columns: list[list[str]] = []
+    kept: list[list[str]] = []
+    chunks: list[list[pa.Array]] = []
     rows: list[int] = []
     faults: list[QuarantinedRow] = []
     number, begin = 0, 1
@@ -315,7 +243,6 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
                 continue
             if not header:
                 header = [name.strip() for name in cells]
-                columns = [[] for _ in header]
                 continue
             number += 1
             if len(cells) != len(header):
@@ -324,8 +251,10 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
                 faults.append(QuarantinedRow(file.name, number, reason, value=value, detail=f"line {line}"))
                 continue
             rows.append(number)
-            for column, cell in zip(columns, cells, strict=True):
-                column.append(cell)
+            kept.append(cells)
+            if len(kept) == _CHUNK:
+                chunks.append(_to_columns(kept, len(header)))
+                kept = []
     except csv.Error as error:
         raise ValueError(
             f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
@@ -336,21 +265,28 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
-    return pa.table([pa.array(column, pa.string()) for column in columns], names=header), rows, faults
+    chunks.append(_to_columns(kept, len(header)))
+    return pa.table([pa.chunked_array(parts) for parts in zip(*chunks, strict=True)], names=header), rows, faults
+
+
+def _to_columns(rows: list[list[str]], count: int) -> list[pa.Array]:
+    columns = zip(*rows, strict=True) if rows else [()] * count
+    return [pa.array(column, pa.string()) for column in columns]
 
 
 def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    records: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {}
     rows: list[int] = []
     faults: list[QuarantinedRow] = []
+    entries: Iterable[Any]
     if text.lstrip().startswith("["):
         try:
-            entries: list[Any] = json.loads(text)
+            entries = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
     else:
         # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
-        entries = [line for line in text.split("\n") if line.strip()]
+        entries = (line for line in text.split("\n") if line.strip())
     for number, entry in enumerate(entries, start=1):
         if isinstance(entry, str):
             try:
@@ -362,16 +298,18 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
                 continue
         else:
             record = entry
-        if isinstance(record, dict):
-            records.append(record)
-            rows.append(number)
-        else:
+        if not isinstance(record, dict):
             faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
-    if not records:
+            continue
+        for name, value in record.items():
+            column = columns.setdefault(name, [])
+            column.extend([None] * (len(rows) - len(column)))
+            column.append(value)
+        rows.append(number)
+    if not rows:
         raise ValueError(f"'{file}' holds no JSON object; each is one row.")
-    names = list(dict.fromkeys(name for record in records for name in record))
-    table = pa.table([_to_array([record.get(name) for record in records]) for name in names], names=names)
-    return table, rows, faults
+    arrays = {name: _to_array(column + [None] * (len(rows) - len(column))) for name, column in columns.items()}
+    return pa.table(arrays), rows, faults
 
 
 def _to_array(values: list[Any]) -> pa.Array:
