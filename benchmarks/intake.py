@@ -20,8 +20,8 @@ Rows/s and peak memory of reading a catalogue (`read_catalogue`) and of looking 
 The first row is as a shop has it: every row has a picture of its own, a photo-like JPEG of 640 x 480, and most of the
 time goes into decoding. In the others many rows name the same 2,000 small pictures, each of which is decoded once, so
 that what is measured is the table: two rows a product, a title, a description and a price. Each row of the benchmark
-runs in a process of its own, so that its peak memory is its own. Where others use the machine as well, the seconds of
-a processor say more than those on the clock.
+runs in a process of its own, so that its peak memory is its own. Where others use the machine as well, CPU seconds say
+more than those on the clock.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def peak_gb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=10_000, help="rows with pictures of their own; 0 for none")
+    parser.add_argument("--photos", type=int, default=10_000, help="rows with pictures of their own; or 0")
     parser.add_argument("--tables", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="rows of tables")
     parser.add_argument("--format", choices=["csv", "jsonl"], default="csv")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -110,9 +110,7 @@ def main() -> None:
     if args.row:
         print(json.dumps(measure(args.row)))
         return
-    print(
-        "| rows | picture files | read, s | examine, s | of a processor, s | rows/s | before, GB | peak, GB | KB a row |"
-    )
+    print("| rows | picture files | read, s | examine, s | CPU, s | rows/s | before, GB | peak, GB | KB a row |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for rows, pictures, size in [
         *([(args.photos, args.photos, (640, 480))] if args.photos else []),

@@ -178,10 +178,12 @@ def collect_pictures(
                 notes += [_note(source, candidate, note) for note in candidate.checked.notes]
             picture.texts += texts[row]
     found = list(pictures.values())
-    for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
+    groups = group_pictures([picture.hash for picture in found])
+    # By what is seen in it, so that it is the same in another catalogue.
+    names = {first: xxhash.xxh3_64_hexdigest(found[first].hash) for first in set(groups)}
+    for picture, first in zip(found, groups, strict=True):
         picture.texts = list(dict.fromkeys(picture.texts))
-        # By what is seen in it, so that it is the same in another catalogue.
-        picture.group = xxhash.xxh3_64_hexdigest(found[first].hash)
+        picture.group = names[first]
     return found, faults, notes, list(split_names)
 
 
@@ -421,7 +423,11 @@ def _as_dataset(table: pa.Table) -> datasets.Dataset:
     features = datasets.Features.from_arrow_schema(table.schema)
     if "image" in features:
         features["image"] = datasets.Image()
-    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    # By itself the class would pickle the whole table to tell it from others, which doubles the memory.
+    digest = xxhash.xxh3_64(str(table.schema).encode())
+    for batch in table.to_batches(max_chunksize=10_000):
+        digest.update(batch.serialize())
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint=digest.hexdigest())
 
 
 def _describe(
