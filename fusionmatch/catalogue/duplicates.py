@@ -50,8 +50,8 @@ def picture_hash(picture: Image.Image) -> bytes:
 
 def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     """
-    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: some
-    seconds for 10,000, some minutes for 100,000.
+    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: a
+    second for 10,000, a minute for 100,000, an hour or two for a million.
 
     Args:
         hashes (`Sequence[bytes]`): [`picture_hash`] of each.

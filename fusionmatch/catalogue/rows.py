@@ -251,11 +251,10 @@ def _find_candidates(
     for position, item in enumerate(candidates):
         path, reason, detail = places[item.value]
         check = checked[path] if reason is None else Checked("", reason, detail)
+        if check.reason == UNREADABLE and is_url(item.value):
+            path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
+            path = None
         candidates[position] = item._replace(path=path, checked=check)
-    if download is not None:
-        for item in candidates:
-            if item.checked.reason == UNREADABLE and is_url(item.value):
-                item.path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
     return candidates, faults + _candidate_faults(source, candidates)
 
 
@@ -441,8 +440,9 @@ def _describe(
         "picture_group": pa.array([p and p.group for p in pictures], pa.string()),
     }
     rows = pa.array([p and p.row for p in pictures], pa.int64())
+    held = set(source.table.column_names)
     for name, (target, kind) in extras.items():
-        if name in source.table.column_names:
+        if name in held:
             described[target] = source.table[name].take(rows).cast(kind)
         else:
             described[target] = pa.nulls(len(pictures), kind)

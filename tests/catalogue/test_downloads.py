@@ -173,7 +173,7 @@ def test_a_catalogue_of_urls(server, tmp_path, draw):
     faults = {fault.row: fault for fault in intake.quarantine}
     assert (faults[3].reason, faults[3].value, faults[3].path) == (NOT_DOWNLOADED, gone, None)
     assert faults[3].detail == "the server says 404 Not Found"
-    assert faults[6].reason == pictures.UNREADABLE
+    assert (faults[6].reason, faults[6].path) == (pictures.UNREADABLE, None)
     assert set(server.asked.values()) == {1}
 
     server.asked.clear()
