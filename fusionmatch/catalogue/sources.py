@@ -42,6 +42,8 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+# Half of an emoji perhaps, left by an export that cuts texts to a length; whole ones have two halves.
+_HALF = re.compile(r"\\u[dD]")
 # Rows whose cells are Python's own at a time; they take several times the memory of Arrow's.
 _CHUNK = 50_000
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
@@ -279,7 +281,8 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
     rows: list[int] = []
     faults: list[QuarantinedRow] = []
     entries: Iterable[Any]
-    if text.lstrip().startswith("["):
+    listed = text.lstrip().startswith("[")
+    if listed:
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -287,17 +290,16 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
     else:
         # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
         entries = (line for line in text.split("\n") if line.strip())
+    halved = listed and _HALF.search(text) is not None
     for number, entry in enumerate(entries, start=1):
-        if isinstance(entry, str):
-            try:
-                record = json.loads(entry)
-                if "\\ud" in entry.lower():  # half of an emoji, left by an export that cuts texts to a length
-                    json.dumps(record, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
-                faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=entry, detail=str(error)))
-                continue
-        else:
-            record = entry
+        try:
+            record = entry if listed else json.loads(entry)
+            if halved or (not listed and _HALF.search(entry)):
+                json.dumps(record, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
+            value = json.dumps(entry) if listed else entry
+            faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=value, detail=str(error)))
+            continue
         if not isinstance(record, dict):
             faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
             continue
@@ -342,17 +344,18 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
         if any(_embeds_pictures(kind) for kind in pq.read_schema(files[0]).types):
             # Kept on disk and memory-mapped by datasets' own cache: the pictures may exceed the memory.
             rows = datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files])
+            source = _from_dataset(rows, places, files[0].parent.resolve(), split)
         else:
             tables = [pq.ParquetFile(file).read() for file in files]
             table = pa.concat_tables(tables, promote_options="default")
-            table.validate(full=True)  # texts may be no UTF-8
-            return Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
+            source = Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
+        source.table.validate(full=True)  # texts may be no UTF-8
     except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
             "Shards must have the same columns of the same types."
         ) from error
-    return _from_dataset(rows, places, files[0].parent.resolve(), split)
+    return source
 
 
 def _is_hub_name(path: Any) -> bool:

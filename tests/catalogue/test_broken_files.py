@@ -68,6 +68,17 @@ def test_a_json_line_that_python_cannot_hold_is_quarantined(tmp_path, odd):
         read_catalogue(path)
 
 
+def test_half_an_emoji_in_a_json_list_costs_its_entry_alone(tmp_path):
+    shop_of([], tmp_path)
+    (tmp_path / "shop.json").write_text(
+        '[{"image": "good.png", "text": "Hat \\ud83d"}, {"image": "good.png", "text": "Hat \\ud83c\\udfa9"}]'
+    )
+    intake = read_catalogue(tmp_path / "shop.json")
+    assert intake.dataset["texts"][:] == [["Hat 🎩"]]
+    assert [fault.row for fault in intake.quarantine] == [1]
+    intake.write_quarantine(tmp_path / "quarantine.jsonl")
+
+
 def test_what_is_no_file_is_no_shard(tmp_path):
     os.mkfifo(tmp_path / "a.parquet")  # reading it would wait for ever
     (tmp_path / "b.parquet").mkdir()
@@ -80,9 +91,10 @@ def test_what_is_no_file_is_no_shard(tmp_path):
 
 def test_parquet_texts_that_are_no_utf8_are_named(tmp_path):
     texts = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"image": ["a.png"], "text": texts}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"Cannot read the 1 Parquet file.*UTF8"):
-        read_catalogue(tmp_path / "a.parquet")
+    for image in ("a.png", b"embedded"):
+        pq.write_table(pa.table({"image": [image], "text": texts}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"Cannot read the 1 Parquet file.*UTF8"):
+            read_catalogue(tmp_path / "a.parquet")
 
 
 def test_a_stray_cell_far_from_the_table_is_named(tmp_path):
