@@ -69,8 +69,11 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.15",
+        "anyio>=4.8",
         "datasets>=5.2,<6",
         "evaluate>=0.4.6",
+        "httpcore2>=2.16,<3",
+        "httpx2>=2.16,<3",
         "huggingface_hub>=2.4,<3",
         "ImageHash>=4.3.2",
         "jinja2>=3.1",

@@ -226,7 +226,7 @@ def choose_columns(
         image = find(_IMAGE) or (embedded[0] if len(embedded) == 1 else None)
         if image is None:
             raise ValueError(
-                f"No picture column could be guessed among {', '.join(map(repr, names))}. "
+                f"No picture column could be guessed among {', '.join(map(repr, names)) or 'no columns'}. "
                 "Name it with image_column=..."
             )
     if additional_images_column is not None:
@@ -267,7 +267,7 @@ def _guess_texts(table: pa.Table, find: Any) -> tuple[str, ...]:
     if both:
         return both
     raise ValueError(
-        f"No text column could be guessed among {', '.join(map(repr, strings + lists))}. "
+        f"No text column could be guessed among {', '.join(map(repr, strings + lists)) or 'columns of other kinds'}. "
         "Name it with caption_column=..., or several to be joined with caption_column=[..., ...]."
     )
 

@@ -52,16 +52,18 @@ def examine(
         `list[QuarantinedRow]`: in the order of the rows; those of [`Intake.notes`] among them.
     """
     dataset = intake.dataset
-    products, ids = list(dataset["product"]), list(dataset["image_id"])
-    places = list(zip(intake.files, dataset["source_row"], strict=True))
-    texts = [list(own) for own in dataset["texts"]]
+    # A column as a whole: row by row would take a hundred times as long.
+    products, ids, texts, picture_groups = (
+        dataset[name][:] for name in ("product", "image_id", "texts", "picture_group")
+    )
+    places = list(zip(intake.files, dataset["source_row"][:], strict=True))
     found = list(intake.notes)
 
     def note(row: int, reason: str, field: str, value: str, detail: str | None = None) -> None:
         found.append(QuarantinedRow(*places[row], reason, field=field, value=value, detail=detail))
 
     groups: dict[str, list[int]] = defaultdict(list)
-    for row, group in enumerate(dataset["picture_group"]):
+    for row, group in enumerate(picture_groups):
         groups[group].append(row)
     for rows in groups.values():
         names = list(dict.fromkeys(products[row] for row in rows))
@@ -73,24 +75,27 @@ def examine(
                 note(row, COPY, intake.columns.image, ids[row], f"of {ids[rows[0]]}")
 
     label = " + ".join(intake.columns.texts)
-    keys = {text: text_key(text) for own in texts for text in own}
-    owners: dict[str, dict[str, None]] = defaultdict(dict)
+    owner: dict[str, str] = {}
+    shared: dict[str, dict[str, None]] = {}
     for row, own in enumerate(texts):
         for text in own:
-            owners[keys[text]].setdefault(products[row])
-    names_of = {key: list(own) for key, own in owners.items()}
+            key = text_key(text)
+            first = owner.setdefault(key, products[row])
+            if first != products[row]:
+                shared.setdefault(key, {first: None})[products[row]] = None
+    names_of = {key: list(own) for key, own in shared.items()}
     told: set[tuple[str, str]] = set()
-    for row, own in enumerate(texts):
+    for row, own in enumerate(texts if shared else ()):
         for text in own:
-            key = keys[text]
-            if len(names_of[key]) > 1 and (key, products[row]) not in told:
+            key = text_key(text)
+            if key in names_of and (key, products[row]) not in told:
                 told.add((key, products[row]))
                 note(row, SHARED_TEXT, label, text, f"also {_others(products[row], names_of[key])}")
 
     name = next((name for name in dataset.column_names if name.strip().lower() in _IDS), None)
     if name is not None:
         rows_of: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
-        for row, own in enumerate(dataset[name]):
+        for row, own in enumerate(dataset[name][:]):
             if own is not None:
                 rows_of[str(own)].setdefault(places[row], row)
         for own, rows in rows_of.items():
@@ -98,7 +103,7 @@ def examine(
                 note(row, REPEATED_ID, name, own, f"also row {next(iter(rows))[1]}")
 
     if intake.own_splits is not None:
-        for reason, names in ((LEAKING_PRODUCT, products), (LEAKING_PICTURE, list(dataset["picture_group"]))):
+        for reason, names in ((LEAKING_PRODUCT, products), (LEAKING_PICTURE, picture_groups)):
             homes: dict[str, set[str]] = defaultdict(set)
             for own, split in zip(names, intake.own_splits, strict=True):
                 homes[own].add(split)
@@ -121,7 +126,7 @@ def examine(
 
 def scripts(intake: Intake) -> list[tuple[str, float]]:
     """Writing systems of the texts with their shares, the commonest first; a text with kana is Japanese."""
-    counts = Counter(script_of(text) for own in intake.dataset["texts"] for text in own)
+    counts = Counter(script_of(text) for own in intake.dataset["texts"][:] for text in own)
     return [(name, count / counts.total()) for name, count in counts.most_common()]
 
 
@@ -137,7 +142,7 @@ def script_of(text: str) -> str:
 
 
 def _others(own: str, names: Sequence[str], shown: int = 2) -> str:
-    """The first other names and the number of the rest, in words; nothing where there is no other."""
+    """The first other names of those, own among them, and the number of the rest, in words; nothing without others."""
     first = [name for name in names[: shown + 1] if name != own][:shown]
-    rest = len(names) - (own in names) - len(first)
+    rest = len(names) - 1 - len(first)
     return ", ".join(first) + (f" and {rest} more" if rest else "")

@@ -42,15 +42,16 @@ def picture_hash(picture: Image.Image) -> bytes:
     What stays of a picture when it is saved again: a perceptual hash of its brightness (DCT, the library ImageHash),
     32 bytes, and the mean colours of 64 cells, 192 bytes.
     """
-    picture = picture.convert("RGB")
+    if picture.mode != "RGB":  # else it would be copied
+        picture = picture.convert("RGB")
     bits = imagehash.phash(picture, hash_size=_HASH_SIZE).hash
     return np.packbits(bits).tobytes() + picture.resize((_CELLS, _CELLS), Image.Resampling.BOX).tobytes()
 
 
 def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     """
-    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: some
-    seconds for 10,000, some minutes for 100,000.
+    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: a
+    second for 10,000, a minute for 100,000, an hour or two for a million.
 
     Args:
         hashes (`Sequence[bytes]`): [`picture_hash`] of each.
@@ -60,10 +61,9 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     """
     if not hashes:
         return []
-    different, index = np.unique(
-        np.array([np.frombuffer(row, np.uint8) for row in hashes]), axis=0, return_inverse=True
-    )
-    index = index.reshape(-1)
+    known: dict[bytes, int] = {}
+    index = [known.setdefault(row, len(known)) for row in hashes]
+    different = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
     bits = different[:, : _HASH_SIZE**2 // 8].copy().view(np.uint64)
     cells = different[:, _HASH_SIZE**2 // 8 :].astype(np.int16)
     contrast = np.ptp(cells.reshape(len(cells), -1, 3), axis=1).max(axis=1)
@@ -107,6 +107,18 @@ def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:
 _MEANT = "#%&*@/-"
 
 
+class _Spaced(dict[int, int]):
+    """What stands for a letter in a key: itself or a space; looked up once for each."""
+
+    def __missing__(self, letter: int) -> int:
+        kept = chr(letter) in _MEANT or unicodedata.category(chr(letter))[0] not in "PZC"
+        self[letter] = letter if kept else ord(" ")
+        return self[letter]
+
+
+_SPACED = _Spaced()
+
+
 def text_key(text: str) -> str:
     """
     What two texts have in common that differ only in case, spaces, width of letters, HTML entities, and full stops,
@@ -115,5 +127,4 @@ def text_key(text: str) -> str:
     Not more: a text that differs in one word may differ in the colour.
     """
     plain = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
-    kept = (c if c in _MEANT or unicodedata.category(c)[0] not in "PZC" else " " for c in plain)
-    return " ".join(word for word in "".join(kept).split() if word != "-") or plain
+    return " ".join(word for word in plain.translate(_SPACED).split() if word != "-") or plain

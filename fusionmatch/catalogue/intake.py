@@ -18,11 +18,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
 
 from .columns import Columns
+from .downloads import download_pictures
 from .quarantine import QuarantinedRow, check_quarantine_path, count_reasons, write_quarantine
 from .rows import build_dataset, choose_catalogue_columns, collect_pictures
 from .sources import CataloguePaths, read_sources
@@ -69,8 +71,8 @@ class Intake:
 
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
-        products = len(set(self.dataset["product"]))
-        copies = len(self.dataset) - len(set(self.dataset["picture_group"]))
+        products = len(set(self.dataset["product"][:]))
+        copies = len(self.dataset) - len(set(self.dataset["picture_group"][:]))
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",
@@ -100,7 +102,7 @@ class Intake:
             `ValueError`: The sizes are out of range, or a split would hold fewer than two products.
         """
         check_split_sizes(validation_size, test_size)
-        products, groups = list(self.dataset["product"]), list(self.dataset["picture_group"])
+        products, groups = self.dataset["product"][:], self.dataset["picture_group"][:]
         if self.own_splits is not None:
             splits = self.own_splits
             wanted = [name for name in SPLITS if name in self.split_names]
@@ -134,6 +136,9 @@ def read_catalogue(
     image_root: str | os.PathLike | None = None,
     max_samples: int | None = None,
     separator: str | None = None,
+    download_images: bool = False,
+    image_cache_dir: str | os.PathLike | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> Intake:
     """
     Reads a catalogue, checks every picture and every text, and keeps one row per picture.
@@ -159,7 +164,10 @@ def read_catalogue(
     root = Path(image_root).expanduser().resolve() if image_root is not None else None
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"image_root '{image_root}' is not a folder.")
-    pictures, quarantine, notes, split_names = collect_pictures(sources, columns, root, separator)
+    download = None
+    if download_images:
+        download = partial(download_pictures, cache_dir=image_cache_dir, allowed_hosts=allowed_hosts)
+    pictures, quarantine, notes, split_names = collect_pictures(sources, columns, root, separator, download)
     quarantine = [fault for source in sources for fault in source.faults] + quarantine
     if not pictures:
         reasons = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(quarantine)[:3])
@@ -197,6 +205,9 @@ def load_catalogue(
     quarantine_file: str | os.PathLike | None = None,
     max_samples: int | None = None,
     separator: str | None = None,
+    download_images: bool = False,
+    image_cache_dir: str | os.PathLike | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> datasets.DatasetDict:
     r"""
     Loads a company's catalogue as one clean [`datasets.DatasetDict`], one row per picture.
@@ -240,6 +251,14 @@ def load_catalogue(
             Read only this many rows, the first ones, of each split given or of the whole.
         separator (`str`, *optional*):
             What joins several pictures in one cell; guessed among `|`, line break, `;` and `,`.
+        download_images (`bool`, *optional*, defaults to `False`):
+            Whether to download pictures that are named by URL
+            ([`~fusionmatch.catalogue.downloads.download_pictures`]); without, they are quarantined.
+        image_cache_dir (`str` or `os.PathLike`, *optional*):
+            Folder that keeps what was downloaded; the dataset reads the pictures from there, and what lies there is
+            not downloaded again. Defaults to `fusionmatch_images` in the cache of `datasets`.
+        allowed_hosts (`Sequence[str]`, *optional*):
+            Hosts to download from though their address is private or their port is neither 80 nor 443.
 
     Returns:
         `datasets.DatasetDict`: The splits.
@@ -270,6 +289,9 @@ def load_catalogue(
         image_root=image_root,
         max_samples=max_samples,
         separator=separator,
+        download_images=download_images,
+        image_cache_dir=image_cache_dir,
+        allowed_hosts=allowed_hosts,
     )
     if quarantine_file is not None:
         intake.write_quarantine(quarantine_file)

@@ -36,7 +36,7 @@ MISSING = "picture file is missing"
 OUTSIDE = "picture lies outside the catalogue folder"
 UNREADABLE = "picture cannot be read"
 TOO_LARGE = "picture is too large to decode safely"
-URL = "URL: not downloaded"
+URL = "URL: not downloaded without download_images (--download_images True)"
 
 # What is worth a look in a picture that can be used.
 SMALLEST_SIDE = 32
@@ -67,10 +67,16 @@ class Checked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a cell of the picture column points: a file, or the reason why there is none."""
+    """Where a cell of the picture column points: a file, or the reason and detail why there is none."""
 
     path: Path | None
     reason: str | None = None
+    detail: str | None = None
+
+
+def is_url(cell: str | None) -> bool:
+    """Whether a picture cell names something on the network, of whatever scheme."""
+    return cell is not None and _URL.match(cell) is not None
 
 
 def find_picture(cell: str, folders: Sequence[Path]) -> Found:
@@ -83,7 +89,7 @@ def find_picture(cell: str, folders: Sequence[Path]) -> Found:
         cell (`str`): What the catalogue says, relative to one of the folders or absolute inside one.
         folders (`Sequence[Path]`): Resolved folders the pictures may lie in, tried in this order.
     """
-    if _URL.match(cell):
+    if is_url(cell):
         return Found(None, URL)
     # Catalogues exported on Windows name their pictures with backslashes.
     names = [cell] if "\\" not in cell or os.sep == "\\" else [cell, cell.replace("\\", "/")]
@@ -106,6 +112,8 @@ def check_bytes(data: Any) -> Checked:
     digest = xxhash.xxh3_128_hexdigest(data)
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if picture.format == "EPS":  # decoding it would run Ghostscript on whatever program it holds
+                return Checked(digest, UNREADABLE, "PostScript is not decoded; save the picture as PNG or JPEG")
             picture.load()
             notes = [
                 note
@@ -120,7 +128,8 @@ def check_bytes(data: Any) -> Checked:
             # What `datasets` does when the picture is looked at: a damaged EXIF block must show now, not in training.
             if picture.getexif().get(ExifTags.Base.Orientation) is not None:
                 picture = ImageOps.exif_transpose(picture)
-            picture = picture.convert("RGB")
+            if picture.mode != "RGB":  # else it would be copied
+                picture = picture.convert("RGB")
             if all(high - low <= _BLANK_RANGE for low, high in picture.getextrema()):
                 notes.append(BLANK)
             return Checked(digest, hash=picture_hash(picture), notes=tuple(notes))

@@ -27,7 +27,7 @@ QUARANTINE_SUFFIXES = (".csv", ".jsonl")
 _LONGEST_VALUE = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class QuarantinedRow:
     """
     One thing the catalogue could not use.

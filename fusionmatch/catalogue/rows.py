@@ -15,7 +15,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,14 @@ import xxhash
 
 from .columns import Columns, check_column, choose_columns, guess_separator, is_empty, join_texts, split_cell
 from .duplicates import group_pictures
-from .pictures import NOT_NAMED, Checked, check_files, check_stored, find_picture
+from .pictures import NOT_NAMED, UNREADABLE, Checked, Found, check_files, check_stored, find_picture, is_url
 from .quarantine import QuarantinedRow
 from .sources import Source
 from .splits import SPLITS, split_name
 
 
 NO_TEXT = "text is empty or a placeholder"
+Download = Callable[[Iterable[str]], dict[str, Found]]
 _OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group", "concepts")
 
 
@@ -65,6 +66,9 @@ class Picture:
     split: str | None
     texts: list[str] = field(default_factory=list)
     group: str = ""
+
+
+_UNCHECKED = Checked("")
 
 
 class _Candidate(NamedTuple):
@@ -104,7 +108,11 @@ def choose_catalogue_columns(sources: Sequence[Source], **named: Any) -> Columns
 
 
 def collect_pictures(
-    sources: Sequence[Source], columns: Columns, image_root: Path | None, separator: str | None
+    sources: Sequence[Source],
+    columns: Columns,
+    image_root: Path | None,
+    separator: str | None,
+    download: Download | None = None,
 ) -> tuple[list[Picture], list[QuarantinedRow], list[QuarantinedRow], list[str]]:
     """
     Checks texts and pictures and gives the usable pictures in the order of the sources, the faults, what is worth a
@@ -118,6 +126,8 @@ def collect_pictures(
         columns (`Columns`): The columns to read.
         image_root (`Path`, *optional*): Folder the pictures may lie in besides the table's own.
         separator (`str`, *optional*): What joins several pictures in one cell; guessed when not given.
+        download (`Callable`, *optional*): Gives for URLs the files that they were downloaded to; without it they are
+            quarantined.
 
     Raises:
         `ValueError`: A value of the split column is no split.
@@ -125,14 +135,14 @@ def collect_pictures(
     pictures: dict[tuple[Any, ...], Picture] = {}
     faults: list[QuarantinedRow] = []
     notes: list[QuarantinedRow] = []
-    ids: set[str] = set()
+    ids: dict[str, int] = {}
     split_names: dict[str, None] = {source.split: None for source in sources if source.split is not None}
     roots = [image_root] if image_root is not None else list({s.root for s in sources if s.root is not None})
-    id_root = Path(os.path.commonpath(roots)) if roots else Path()
+    id_root = os.path.commonpath(roots).rstrip(os.sep) + os.sep if roots else ""
     several_files = len({place[0] for source in sources for place in source.places}) > 1
     for number, source in enumerate(sources):
         texts, text_faults = _compose_texts(source, columns)
-        candidates, picture_faults = _find_candidates(source, columns, image_root, separator)
+        candidates, picture_faults = _find_candidates(source, columns, image_root, separator, download)
         faults += sorted(text_faults + picture_faults, key=lambda fault: (fault.source, fault.row))
         image_ids = _column(source, columns.image_id)
         products = _own_products(source, columns, image_ids, candidates, id_root)
@@ -147,7 +157,7 @@ def collect_pictures(
             if picture is None:
                 file, source_row = source.places[row]
                 if candidate.path is not None:
-                    image_id = _relative(candidate.path, id_root)
+                    image_id = _file_name(candidate, id_root)
                 elif not is_empty(image_ids[row]):
                     image_id = str(image_ids[row]).strip()
                 elif candidate.value:
@@ -166,11 +176,14 @@ def collect_pictures(
                     split=splits[row],
                 )
                 notes += [_note(source, candidate, note) for note in candidate.checked.notes]
-            picture.texts.extend(text for text in texts[row] if text not in picture.texts)
+            picture.texts += texts[row]
     found = list(pictures.values())
-    for picture, first in zip(found, group_pictures([picture.hash for picture in found]), strict=True):
-        # By what is seen in it, so that it is the same in another catalogue.
-        picture.group = xxhash.xxh3_64_hexdigest(found[first].hash)
+    groups = group_pictures([picture.hash for picture in found])
+    # By what is seen in it, so that it is the same in another catalogue.
+    names = {first: xxhash.xxh3_64_hexdigest(found[first].hash) for first in set(groups)}
+    for picture, first in zip(found, groups, strict=True):
+        picture.texts = list(dict.fromkeys(picture.texts))
+        picture.group = names[first]
     return found, faults, notes, list(split_names)
 
 
@@ -205,7 +218,7 @@ def _compose_texts(source: Source, columns: Columns) -> tuple[list[list[str]], l
 
 
 def _find_candidates(
-    source: Source, columns: Columns, image_root: Path | None, separator: str | None
+    source: Source, columns: Columns, image_root: Path | None, separator: str | None, download: Download | None
 ) -> tuple[list[_Candidate], list[QuarantinedRow]]:
     if source.embedded is not None and columns.image in source.embedded.column_names:
         names = _stored_paths(source, columns.image)
@@ -219,8 +232,9 @@ def _find_candidates(
         first_separator, more_separator = separator or guess_separator(names), None
     else:
         first_separator, more_separator = None, separator or guess_separator(more)
-    found = []
+    candidates: list[_Candidate] = []
     faults = []
+    places: dict[str, Found] = {}
     for row, (cell, others) in enumerate(zip(names, more, strict=True)):
         entries = [(columns.image, entry) for entry in split_cell(cell, first_separator)]
         entries += [(str(columns.additional_images), entry) for entry in split_cell(others, more_separator)]
@@ -228,13 +242,19 @@ def _find_candidates(
             value = None if cell is None else str(cell)
             faults.append(QuarantinedRow(*source.places[row], NOT_NAMED, field=columns.image, value=value))
         for column, entry in entries:
-            path, reason = find_picture(entry, folders)
-            found.append(_Candidate(row, column, entry, -1, path, Checked("", reason)))
-    checked = check_files(item.path for item in found if item.path is not None and item.checked.reason is None)
-    candidates = [
-        item if item.checked.reason is not None or item.path is None else item._replace(checked=checked[item.path])
-        for item in found
-    ]
+            if entry not in places:
+                places[entry] = find_picture(entry, folders)
+            candidates.append(_Candidate(row, column, entry, -1, None, _UNCHECKED))
+    if download is not None:
+        places |= download([entry for entry in places if is_url(entry)])
+    checked = check_files(place.path for place in places.values() if place.path is not None and place.reason is None)
+    for position, item in enumerate(candidates):
+        path, reason, detail = places[item.value]
+        check = checked[path] if reason is None else Checked("", reason, detail)
+        if check.reason == UNREADABLE and is_url(item.value):
+            path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
+            path = None
+        candidates[position] = item._replace(path=path, checked=check)
     return candidates, faults + _candidate_faults(source, candidates)
 
 
@@ -311,7 +331,7 @@ def _flatten(table: pa.Table, rows: list[int]) -> dict[str, list[Any]]:
 
 
 def _own_products(
-    source: Source, columns: Columns, image_ids: list[Any], candidates: Iterable[_Candidate], id_root: Path
+    source: Source, columns: Columns, image_ids: list[Any], candidates: Iterable[_Candidate], id_root: str
 ) -> list[str]:
     first: dict[int, _Candidate] = {}
     for candidate in candidates:
@@ -323,7 +343,7 @@ def _own_products(
         if not is_empty(group):
             products.append(str(group).strip())
         elif own is not None and own.path is not None:
-            products.append(_relative(own.path, id_root))
+            products.append(_file_name(own, id_root))
         elif own is not None and own.checked.digest:
             # By its bytes, not its row or stored name: rows move, and exports call every picture "image.jpg".
             products.append(f"picture-{own.checked.digest[:16]}")
@@ -351,16 +371,19 @@ def _own_splits(source: Source, columns: Columns) -> list[str | None]:
     return [splits[cell] for cell in cells]
 
 
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+def _file_name(candidate: _Candidate, root: str) -> str:
+    if is_url(candidate.value):  # its file is called by a digest
+        return candidate.value
+    return str(candidate.path).removeprefix(root).replace(os.sep, "/")
 
 
-def _unique(image_id: str, ids: set[str]) -> str:
-    unique, count = image_id, 1
+def _unique(image_id: str, ids: dict[str, int]) -> str:
+    unique, count = image_id, ids.get(image_id, 1)
     while unique in ids:
         count += 1
         unique = f"{image_id}#{count}"
-    ids.add(unique)
+    ids[image_id] = count
+    ids.setdefault(unique, 1)
     return unique
 
 
@@ -399,7 +422,11 @@ def _as_dataset(table: pa.Table) -> datasets.Dataset:
     features = datasets.Features.from_arrow_schema(table.schema)
     if "image" in features:
         features["image"] = datasets.Image()
-    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    # By itself the class would pickle the whole table to tell it from others, which doubles the memory.
+    digest = xxhash.xxh3_64(str(table.schema).encode())
+    for batch in table.to_batches(max_chunksize=10_000):
+        digest.update(batch.serialize())
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint=digest.hexdigest())
 
 
 def _describe(
@@ -413,8 +440,9 @@ def _describe(
         "picture_group": pa.array([p and p.group for p in pictures], pa.string()),
     }
     rows = pa.array([p and p.row for p in pictures], pa.int64())
+    held = set(source.table.column_names)
     for name, (target, kind) in extras.items():
-        if name in source.table.column_names:
+        if name in held:
             described[target] = source.table[name].take(rows).cast(kind)
         else:
             described[target] = pa.nulls(len(pictures), kind)
@@ -437,7 +465,7 @@ def _extra_columns(sources: Sequence[Source], columns: Columns) -> dict[str, tup
     for name, found in kinds.items():
         if any(pa.types.is_nested(kind) for kind in found):
             continue
-        target = name
+        target = name.replace("\0", "")  # Arrow cuts a name off there
         while target in _OWN_COLUMNS or (target != name and target in taken):
             target += "_source"
         taken.add(target)

@@ -15,7 +15,6 @@
 
 import csv
 import glob
-import io
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .excel import workbook_as_csv
 from .quarantine import QuarantinedRow
 from .splits import SPLITS, split_name
 
@@ -41,6 +41,11 @@ CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePat
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+# Half of an emoji perhaps, left by an export that cuts texts to a length; whole ones have two halves.
+_HALF = re.compile(r"\\u[dD]")
+# Rows whose cells are Python's own at a time; they take several times the memory of Arrow's.
+_CHUNK = 50_000
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
 
 
@@ -141,7 +146,7 @@ def _read_split(value: CataloguePath | Iterable[CataloguePath], split: str | Non
         if file.suffix.lower() == ".parquet":
             shards.setdefault(file.parent, []).append(file)
         elif file.suffix.lower() == ".xlsx":
-            table, rows, faults = _read_excel(file)
+            table, rows, faults = _read_csv(workbook_as_csv(file), file, ",")
             places = [(file.name, row) for row in rows]
             sources.append(Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults))
         else:
@@ -172,7 +177,7 @@ def _list_files(value: CataloguePath) -> list[Path]:
 def _list_folder(folder: Path) -> list[Path]:
     metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
     tables = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
-    shards = sorted(folder.rglob("*.parquet"))
+    shards = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
     if not metadata and shards and not [file for file in tables if file.suffix.lower() != ".parquet"]:
         return shards
     found = metadata or tables
@@ -203,7 +208,7 @@ def _read_text(file: Path) -> str:
     data = file.read_bytes()
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding).lstrip("\ufeff")  # exports that were joined hold a second mark
     except UnicodeDecodeError as error:
         fault = error
     try:
@@ -221,45 +226,15 @@ def _read_text(file: Path) -> str:
     ) from fault
 
 
-def _read_excel(file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    """The first sheet, as the CSV that one would save it as."""
-    try:
-        import python_calamine
-    except ImportError as error:
-        raise ImportError(
-            f"Reading '{file.name}' needs python-calamine. Install it with: pip install \"fusionmatch[excel]\". Or "
-            "save the sheet as CSV UTF-8."
-        ) from error
-    try:
-        with python_calamine.CalamineWorkbook.from_path(file) as book:
-            first, *others = book.sheet_names
-            cells = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
-    except (python_calamine.CalamineError, ValueError) as error:
-        raise ValueError(
-            f"'{file}' is no workbook that can be read: {error}. Save it again, or as CSV UTF-8."
-        ) from error
-    if others:
-        logger.warning(f"'{file.name}' has {len(others) + 1} sheets; the first one, '{first}', is read.")
-    # A sheet may begin with empty rows and have notes beside the table.
-    filled = [row for row in cells if any(str(cell).strip() for cell in row)]
-    named = [column for column, name in enumerate(filled[0]) if str(name).strip()] if filled else []
-    text = io.StringIO()
-    writer = csv.writer(text)
-    for row in filled:
-        chosen = [row[column] for column in named]
-        # Whole numbers are stored with a fraction, so product 12 would be called 12.0.
-        writer.writerow([int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in chosen])
-    return _read_csv(text.getvalue(), file, ",")
-
-
 def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
     header_line = text.split("\n", 1)[0]
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
     if delimiter is None:
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader((line[0] for line in _LINE.finditer(text)), delimiter=delimiter, strict=True)
     header: list[str] = []
-    columns: list[list[str]] = []
+    kept: list[list[str]] = []
+    chunks: list[list[pa.Array]] = []
     rows: list[int] = []
     faults: list[QuarantinedRow] = []
     number, begin = 0, 1
@@ -270,7 +245,6 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
                 continue
             if not header:
                 header = [name.strip() for name in cells]
-                columns = [[] for _ in header]
                 continue
             number += 1
             if len(cells) != len(header):
@@ -279,8 +253,10 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
                 faults.append(QuarantinedRow(file.name, number, reason, value=value, detail=f"line {line}"))
                 continue
             rows.append(number)
-            for column, cell in zip(columns, cells, strict=True):
-                column.append(cell)
+            kept.append(cells)
+            if len(kept) == _CHUNK:
+                chunks.append(_to_columns(kept, len(header)))
+                kept = []
     except csv.Error as error:
         raise ValueError(
             f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
@@ -291,40 +267,51 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
-    return pa.table([pa.array(column, pa.string()) for column in columns], names=header), rows, faults
+    chunks.append(_to_columns(kept, len(header)))
+    return pa.table([pa.chunked_array(parts) for parts in zip(*chunks, strict=True)], names=header), rows, faults
+
+
+def _to_columns(rows: list[list[str]], count: int) -> list[pa.Array]:
+    columns = zip(*rows, strict=True) if rows else [()] * count
+    return [pa.array(column, pa.string()) for column in columns]
 
 
 def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    records: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {}
     rows: list[int] = []
     faults: list[QuarantinedRow] = []
-    if text.lstrip().startswith("["):
+    entries: Iterable[Any]
+    listed = text.lstrip().startswith("[")
+    if listed:
         try:
-            entries: list[Any] = json.loads(text)
-        except json.JSONDecodeError as error:
+            entries = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
     else:
         # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
-        entries = [line for line in text.split("\n") if line.strip()]
+        entries = (line for line in text.split("\n") if line.strip())
+    halved = listed and _HALF.search(text) is not None
     for number, entry in enumerate(entries, start=1):
-        if isinstance(entry, str):
-            try:
-                record = json.loads(entry)
-                if "\\ud" in entry.lower():  # half of an emoji, left by an export that cuts texts to a length
-                    json.dumps(record, ensure_ascii=False).encode()
-            except (json.JSONDecodeError, UnicodeEncodeError) as error:
-                faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=entry, detail=str(error)))
-                continue
-        else:
-            record = entry
-        if isinstance(record, dict):
-            records.append(record)
-            rows.append(number)
-        else:
+        try:
+            record = entry if listed else json.loads(entry)
+            if halved or (not listed and _HALF.search(entry)):
+                json.dumps(record, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
+            value = json.dumps(entry) if listed else entry
+            faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=value, detail=str(error)))
+            continue
+        if not isinstance(record, dict):
             faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
-    names = list(dict.fromkeys(name for record in records for name in record))
-    table = pa.table([_to_array([record.get(name) for record in records]) for name in names], names=names)
-    return table, rows, faults
+            continue
+        for name, value in record.items():
+            column = columns.setdefault(name, [])
+            column.extend([None] * (len(rows) - len(column)))
+            column.append(value)
+        rows.append(number)
+    if not rows:
+        raise ValueError(f"'{file}' holds no JSON object; each is one row.")
+    arrays = {name: _to_array(column + [None] * (len(rows) - len(column))) for name, column in columns.items()}
+    return pa.table(arrays), rows, faults
 
 
 def _to_array(values: list[Any]) -> pa.Array:
@@ -350,23 +337,25 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
     for file in files:
         try:
             count = pq.read_metadata(file).num_rows
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"'{file}' is not a whole Parquet file: {error}. Copy or write it again.") from error
         places.extend((file.name, row) for row in range(1, count + 1))
     try:
         if any(_embeds_pictures(kind) for kind in pq.read_schema(files[0]).types):
             # Kept on disk and memory-mapped by datasets' own cache: the pictures may exceed the memory.
             rows = datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files])
+            source = _from_dataset(rows, places, files[0].parent.resolve(), split)
         else:
             tables = [pq.ParquetFile(file).read() for file in files]
             table = pa.concat_tables(tables, promote_options="default")
-            return Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
-    except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
+            source = Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
+        source.table.validate(full=True)  # texts may be no UTF-8
+    except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
             "Shards must have the same columns of the same types."
         ) from error
-    return _from_dataset(rows, places, files[0].parent.resolve(), split)
+    return source
 
 
 def _is_hub_name(path: Any) -> bool:

@@ -54,7 +54,7 @@ def hide_pairs(dataset: datasets.Dataset, labels: int, seed: int = 0) -> tuple[d
         raise ValueError(f"`labels` must lie between 2 and the {len(dataset):,} training pictures, got {labels}.")
     order = np.random.default_rng(seed).permutation(len(dataset))
     kept = set(order[:labels].tolist())
-    products, texts = list(dataset["product"]), list(dataset["texts"])
+    products, texts = dataset["product"][:], dataset["texts"][:]
     if len({products[row] for row in kept}) < 2:
         raise ValueError(f"The {labels} pictures that keep their texts are of one product; raise `labels`.")
     taken: dict[str, str] = {}

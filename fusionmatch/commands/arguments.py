@@ -141,6 +141,14 @@ class DataArguments:
     group_column: str | None = field(default=None, metadata={"help": "Column of the product (group); guessed."})
     split_column: str | None = field(default=None, metadata={"help": "Column that says train, validation or test."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})
+    download_images: bool = field(default=False, metadata={"help": "Download pictures that are named by URL."})
+    image_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder that keeps downloaded pictures; in the cache of datasets by default."}
+    )
+    allowed_hosts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Hosts to download from though their address is private or their port is unusual."},
+    )
     validation_size: float = field(default=0.1, metadata={"help": "Share of the products for validation."})
     test_size: float = field(default=0.2, metadata={"help": "Share of the products held out for the report."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the split; same seed, same split."})
@@ -165,6 +173,9 @@ class DataArguments:
             split_column=self.split_column,
             image_root=self.image_root,
             max_samples=self.max_samples,
+            download_images=self.download_images,
+            image_cache_dir=self.image_cache_dir,
+            allowed_hosts=self.allowed_hosts or (),
         )
 
     def split(self, intake: Intake) -> datasets.DatasetDict:
