@@ -15,7 +15,7 @@
 
 import html
 import unicodedata
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import imagehash
 import numpy as np
@@ -33,8 +33,10 @@ MAX_BITS = 12
 _CELLS = 8
 MAX_COLOR = 12
 _CONTRAST_SHARE = 8
+# Of two hashes that differ in 12 bits, one of 13 parts is the same (pigeonhole): only such pairs are compared.
+_PARTS = MAX_BITS + 1
 # Pairs compared at a time, for memory.
-_PAIRS, _PIECE = 4_000_000, 50_000
+_PIECE = 50_000
 
 
 def picture_hash(picture: Image.Image) -> bytes:
@@ -50,8 +52,8 @@ def picture_hash(picture: Image.Image) -> bytes:
 
 def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     """
-    Groups pictures that are copies of each other, saved again or not. Time grows with the square of their number: a
-    second for 10,000, a minute for 100,000, an hour or two for a million.
+    Groups pictures that are copies of each other, saved again or not. Time grows with the number of pairs that are
+    alike in a thirteenth of their hash: few where pictures differ, all of them where they hardly do.
 
     Args:
         hashes (`Sequence[bytes]`): [`picture_hash`] of each.
@@ -68,19 +70,14 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     cells = different[:, _HASH_SIZE**2 // 8 :].astype(np.int16)
     contrast = np.ptp(cells.reshape(len(cells), -1, 3), axis=1).max(axis=1)
     tolerance = np.minimum(MAX_COLOR, contrast // _CONTRAST_SHARE)
-    pairs = []
-    step = max(1, _PAIRS // len(different))
-    for start in range(0, len(different), step):
-        rows = bits[start : start + step]
-        distance = sum(
-            np.bitwise_count(rows[:, word, None] ^ bits[None, start:, word]).astype(np.uint16)
-            for word in range(bits.shape[1])
-        )
-        first, second = np.nonzero(distance <= MAX_BITS)
-        near = np.stack([first + start, second + start])
-        for piece in np.array_split(near, -(-near.shape[1] // _PIECE) or 1, axis=1):
-            close = np.abs(cells[piece[0]] - cells[piece[1]]).max(axis=1) <= tolerance[piece[0]]
-            pairs.append(piece[:, close])
+    pairs = [np.empty((2, 0), np.int64)]
+    for candidates in _alike_in_a_part(different[:, : _HASH_SIZE**2 // 8]):
+        for first, second in zip(*(np.array_split(side, -(-len(side) // _PIECE)) for side in candidates), strict=True):
+            distance = np.bitwise_count(bits[first] ^ bits[second]).sum(axis=1, dtype=np.uint16)
+            near = distance <= MAX_BITS
+            first, second = first[near], second[near]
+            close = np.abs(cells[first] - cells[second]).max(axis=1, initial=0) <= tolerance[first]
+            pairs.append(np.stack([first[close], second[close]]))
     first, second = np.concatenate(pairs, axis=1)
     count = len(different)
     _, component = connected_components(
@@ -88,6 +85,27 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     )
     leader: dict[int, int] = {}
     return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
+
+
+def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows whose hashes have one of their parts in common, a part and a distance in its order at a time."""
+    bits = np.unpackbits(hashes, axis=1)
+    for part in range(_PARTS):
+        # Every thirteenth bit: neighbours describe the same frequencies and go together.
+        own = bits[:, part::_PARTS].astype(np.uint32)
+        keys = own @ (1 << np.arange(own.shape[1], dtype=np.uint32))
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        start, step = np.arange(len(keys)), 0
+        while True:
+            step += 1
+            start = start[start + step < len(keys)]
+            start = start[keys[start + step] == keys[start]]
+            if not len(start):
+                break
+            first, second = order[start], order[start + step]
+            # The earlier one first, whatever part found them.
+            yield np.minimum(first, second), np.maximum(first, second)
 
 
 def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:
