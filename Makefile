@@ -5,13 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 CATALOGUE ?=
+# Another version than that of constraints.txt: make test TRANSFORMERS=5.24.0
+TRANSFORMERS ?=
+ifneq ($(TRANSFORMERS),)
+VENV := .venv-$(TRANSFORMERS)
+BIN := $(VENV)/bin
+CONSTRAINTS := $(VENV)-constraints.txt
+else
+CONSTRAINTS := constraints.txt
+endif
 
 # No command here reaches for the Hub.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test matrix lint format bench clean
 
 # The commands are shown as they run: they are what one would type for one's own catalogue.
 demo: $(VENV)/.starter
@@ -27,6 +36,11 @@ endif
 test: $(VENV)/.test lint
 	$(BIN)/python tests/hf_common/fetch.py
 	$(BIN)/python -m pytest
+
+# The tests under the lowest and the highest transformers that they are known to pass with (fusionmatch/__init__.py).
+matrix:
+	@for version in $$(sed -n 's/^TESTED_TRANSFORMERS = //p' fusionmatch/__init__.py | tr -d '(",)'); do \
+	  $(MAKE) test TRANSFORMERS=$$version || exit 1; done
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -44,18 +58,21 @@ $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FusionMatch needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)-constraints.txt: constraints.txt
+	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $@
+
 # torch goes first: with its tested version there, nothing else pulls another build of it.
-$(VENV)/.torch: $(VENV)/bin/pip constraints.txt
-	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt torch
+$(VENV)/.torch: $(VENV)/bin/pip $(CONSTRAINTS)
+	$(BIN)/pip install --quiet --progress-bar off -c $(CONSTRAINTS) torch
 	@touch $@
 
 $(VENV)/.starter: $(VENV)/.torch setup.py
-	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[starter,report]'
+	$(BIN)/pip install --quiet --progress-bar off -c $(CONSTRAINTS) -e '.[starter,report]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py
-	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --progress-bar off -c $(CONSTRAINTS) -e '.[test]'
 	@touch $@ $(VENV)/.starter
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info
+	rm -rf .venv .venv-* $(OUT) build dist *.egg-info

@@ -78,6 +78,7 @@ setup(
         "ImageHash>=4.3.2",
         "jinja2>=3.1",
         "numpy>=2",
+        "packaging>=24",
         "peft>=0.21.2,<0.22",
         "pillow>=12",
         "pyarrow>=21",

@@ -19,8 +19,11 @@ everything else (training, catalogue, evaluation, search) is imported when it is
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import transformers
+from packaging.version import Version
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -44,6 +47,23 @@ if TYPE_CHECKING:
     from .training import FusionMatchTrainer, FusionMatchTrainingArguments
 
 __version__ = "0.1.0"
+
+# Lowest and highest version that all tests pass with; `make matrix` runs them.
+TESTED_TRANSFORMERS = ("5.23.0", "5.24.0")
+
+
+def _check_transformers(found: str) -> None:
+    """Warns where transformers is one that nobody has tried: its interfaces move with every minor version."""
+    lowest, highest = (Version(version) for version in TESTED_TRANSFORMERS)
+    if not lowest <= Version(found) or Version(found).release[:2] > highest.release[:2]:
+        warnings.warn(
+            f"FusionMatch {__version__} is tested with transformers {lowest} to {highest}, and {found} is installed. "
+            f'If something misbehaves, install a tested one: pip install "transformers>={lowest},<={highest}".',
+            stacklevel=3,
+        )
+
+
+_check_transformers(transformers.__version__)
 
 AutoConfig.register(FusionMatchConfig.model_type, FusionMatchConfig, exist_ok=True)
 AutoModel.register(FusionMatchConfig, FusionMatchModel, exist_ok=True)

@@ -15,12 +15,16 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+import fusionmatch
 
-PACKAGE = Path(__file__).parents[1] / "fusionmatch"
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fusionmatch"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CORE = sorted(PACKAGE.glob("*_fusionmatch*.py"))
 
@@ -69,3 +73,21 @@ def test_licence_header(path):
     lines = path.read_text().splitlines()
     assert lines[0] == "# Copyright 2026 The FusionMatch team. All rights reserved."
     assert lines[2] == '# Licensed under the Apache License, Version 2.0 (the "License");'
+
+
+@pytest.mark.parametrize(
+    ("found", "warned"), [("5.22.2", True), ("5.23.0", False), ("5.24.9", False), ("5.25.0", True)]
+)
+def test_an_untried_transformers_is_named_with_the_remedy(found, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fusionmatch._check_transformers(found)
+    words = [str(each.message) for each in caught]
+    assert len(words) == warned
+    assert all(f"and {found} is installed" in line and "pip install" in line for line in words)
+
+
+def test_the_constraints_are_within_the_tested_range():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    (pinned,) = [line.split("==")[1] for line in lines if line.startswith("transformers==")]
+    assert pinned in fusionmatch.TESTED_TRANSFORMERS
