@@ -208,6 +208,11 @@ class FusionMatchConfig(PreTrainedConfig):
                     f"`{name}` is the configuration of a whole `{tower.model_type}` model with two towers. Pass its "
                     f"`{name}` alone, or load the model with `FusionMatchModel.from_dual_encoder_pretrained`."
                 )
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"`format_version` is that of the checkpoints this FusionMatch writes, {FORMAT_VERSION}, got "
+                f"{self.format_version}. Leave it out."
+            )
         positive = ("projection_dim", "hidden_size", "num_attention_heads", "max_level_tokens", "base_head_dim")
         for name in (*positive, "concept_dim"):
             if getattr(self, name) < 1:

@@ -21,8 +21,9 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from ..evaluation.calibration import load_calibration
+from ..evaluation.calibration import CALIBRATION_FILE, load_calibration
 from ..loading import load_pretrained
+from ..repository import fetch
 from ..search import CatalogueIndex, Hit
 
 
@@ -93,7 +94,7 @@ class CatalogueSearch:
         folder = None if self._index_dir is None else self._index_dir / name.replace("/", "--")
         if folder is not None and (folder / "index.json").is_file():
             index = CatalogueIndex.from_pretrained(folder, model, processor)
-            if list(index.rows["image_id"]) != list(self.dataset["image_id"]):
+            if any(list(index.rows[name]) != list(self.dataset[name]) for name in ("image_id", "product", "texts")):
                 raise ValueError(
                     f"The index {folder} is that of another catalogue. Remove it, or name another folder."
                 )
@@ -101,7 +102,7 @@ class CatalogueSearch:
             index = CatalogueIndex.build(model, processor, self.dataset)
             if folder is not None:
                 index.save_pretrained(folder)
-        index.calibration = load_calibration(path, model).get("t2i") if Path(path).is_dir() else None
+        index.calibration = load_calibration(fetch(path, [CALIBRATION_FILE]), model).get("t2i")
         return index
 
     def search(self, name: str, query: str | Image.Image, top_k: int = 12) -> list[Hit]:

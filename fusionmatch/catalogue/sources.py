@@ -35,6 +35,10 @@ from .splits import SPLITS, split_name
 
 logger = logging.getLogger(__name__)
 
+NO_JSON = "line is not JSON"
+NO_OBJECT = "entry is not a JSON object"
+OTHER_LENGTH = "row has another number of fields than the header"
+
 CataloguePath = str | os.PathLike
 CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePath | list[CataloguePath]]
 
@@ -248,9 +252,8 @@ def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.T
                 continue
             number += 1
             if len(cells) != len(header):
-                reason = f"row has {len(cells)} fields where the header has {len(header)}"
-                value = delimiter.join(cells)
-                faults.append(QuarantinedRow(file.name, number, reason, value=value, detail=f"line {line}"))
+                value, detail = delimiter.join(cells), f"line {line}: {len(cells)} in place of {len(header)}"
+                faults.append(QuarantinedRow(file.name, number, OTHER_LENGTH, value=value, detail=detail))
                 continue
             rows.append(number)
             kept.append(cells)
@@ -298,10 +301,10 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
                 json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
             value = json.dumps(entry) if listed else entry
-            faults.append(QuarantinedRow(file.name, number, "line is not JSON", value=value, detail=str(error)))
+            faults.append(QuarantinedRow(file.name, number, NO_JSON, value=value, detail=str(error)))
             continue
         if not isinstance(record, dict):
-            faults.append(QuarantinedRow(file.name, number, "entry is not a JSON object", value=str(record)))
+            faults.append(QuarantinedRow(file.name, number, NO_OBJECT, value=str(record)))
             continue
         for name, value in record.items():
             column = columns.setdefault(name, [])

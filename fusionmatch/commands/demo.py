@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from ..app import CatalogueSearch, build_app, model_names, write_space
 from ..app.page import launch_options
+from ..hub.model_card import public_name
+from ..report.words import Words
 from .arguments import CommandParser, DataArguments
 
 
@@ -44,6 +46,9 @@ class DemoArguments:
         metadata={"help": "Write a folder that can be pushed as a Space here, with models and catalogue, and stop."},
     )
 
+    def __post_init__(self) -> None:
+        Words(self.language)  # an unknown language is an error now, not after the catalogue was read
+
 
 def run(argv: list[str]) -> None:
     """Starts the page, or writes the folder."""
@@ -52,7 +57,7 @@ def run(argv: list[str]) -> None:
         raise ValueError("Name what to search with: `--model_name_or_path CHECKPOINT_OR_ADAPTER ...`.")
     models = model_names(args.model_name_or_path)
     dataset = data_args.read().dataset
-    title = args.title or data_args.name
+    title = args.title or public_name(data_args.name)
     if args.space_dir is not None:
         folder = write_space(args.space_dir, models, dataset, title, args.language)
         print(

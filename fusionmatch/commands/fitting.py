@@ -13,6 +13,7 @@
 # limitations under the License.
 """What `adapt` and `train` have in common: read, fit, show, report."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ def _print_searches(result: FitResult, dataset: datasets.Dataset, count: int = 3
     for search in searches[:: max(1, len(searches) // count)][:count]:
         print(f"  “{_short(search.text or '', 90)}”\n{line(search)}")
     pictures = image_searches(before, after, top_k=count)
-    shared = [s for s in pictures if after.image_products.count(after.image_products[s.row]) > 1]
+    counts = Counter(after.image_products)
+    shared = [s for s in pictures if counts[after.image_products[s.row]] > 1]
     for search in (shared or pictures)[:1]:
         print(f"Picture query: {dataset[search.row]['image_id']}, {_short(titles[search.row], 60)}\n{line(search)}")
 

@@ -13,8 +13,9 @@
 # limitations under the License.
 """Every text and picture of a split as a search, before and after: what is found, and which searches tell most."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 
@@ -31,17 +32,22 @@ class Search:
             The query, or `None` for a picture query.
         row (`int`):
             A row of the test split with the right product: for a picture query the query itself.
-        found (`list[int]`):
-            Rows of the pictures found, best first, one a product.
         rank_before, rank_after (`int`):
             Rank of the right product's first item, 1 is best; for a picture query among the texts.
+        find (`Callable`):
+            Gives `found`.
     """
 
     text: str | None
     row: int
-    found: list[int]
     rank_before: int
     rank_after: int
+    find: Callable[[], list[int]] = field(repr=False)
+
+    @cached_property
+    def found(self) -> list[int]:
+        """Rows of the pictures found, best first, one a product; looked up for those that are shown."""
+        return self.find()
 
 
 def text_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k: int = 5) -> list[Search]:
@@ -50,23 +56,28 @@ def text_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k
     first_row = {}
     for row, product in enumerate(after.image_products):
         first_row.setdefault(product, row)
-    searches = []
-    for i, (text, product) in enumerate(zip(after.texts, after.text_products, strict=True)):
-        found = _one_a_product(after.image_scores(i), after.image_products, top_k)
-        searches.append(Search(text, first_row[product], found, ranks[0][i], ranks[1][i]))
-    return searches
+
+    def find(i: int) -> list[int]:
+        return _one_a_product(after.image_scores(i), after.image_products, top_k)
+
+    return [
+        Search(text, first_row[product], ranks[0][i], ranks[1][i], partial(find, i))
+        for i, (text, product) in enumerate(zip(after.texts, after.text_products, strict=True))
+    ]
 
 
 def image_searches(before: CatalogueEmbeddings, after: CatalogueEmbeddings, top_k: int = 5) -> list[Search]:
     """Every picture of the split as a query for other products' pictures; ranks are those of its texts."""
     ranks = [embeddings.ranks("i2t").tolist() for embeddings in (before, after)]
-    searches = []
-    for row in range(len(after.image_products)):
+
+    def find(row: int) -> list[int]:
         scores = after.image_embeds @ after.image_embeds[row]
         scores[row] = -torch.inf
-        found = _one_a_product(scores, after.image_products, top_k)
-        searches.append(Search(None, row, found, ranks[0][row], ranks[1][row]))
-    return searches
+        return _one_a_product(scores, after.image_products, top_k)
+
+    return [
+        Search(None, row, ranks[0][row], ranks[1][row], partial(find, row)) for row in range(len(after.image_products))
+    ]
 
 
 def _one_a_product(scores: torch.Tensor, products: Sequence[str], top_k: int) -> list[int]:

@@ -35,7 +35,7 @@ def metrics_table(
 ) -> list[dict[str, str]]:
     """
     Rows `key`, `name`, `chance`, `before`, `after`, `change`, `interval` (of the change, where it is known) and
-    `direction` (`up` for better) of formatted numbers.
+    `direction` (`up` for better, `down` for worse, nothing where no difference is shown) of formatted numbers.
     """
     table = []
     for name, key, digits in ROWS:
@@ -43,6 +43,7 @@ def metrics_table(
         better = change < 0 if "rank" in key else change > 0
         chance = before.get(f"chance_{key}")
         difference = (differences or {}).get(key)
+        shown = change != 0 and (difference is None or "no" not in difference.verdict)
         table.append(
             {
                 "key": key,
@@ -52,7 +53,7 @@ def metrics_table(
                 "after": f"{after[key]:.{digits}f}",
                 "change": f"{change:+.{digits}f}",
                 "interval": "" if difference is None else f"[{difference.low:+.1f}, {difference.high:+.1f}]",
-                "direction": "" if change == 0 else "up" if better else "down",
+                "direction": "" if not shown else "up" if better else "down",
             }
         )
     return table

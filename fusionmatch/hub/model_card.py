@@ -175,7 +175,8 @@ def _parts(queries: QueryResults) -> dict[str, dict[str, QueryResults]]:
 def _part(value: str, run: QueryResults) -> dict[str, str]:
     found = recall_intervals([run])
     return {
-        "value": value,
+        # A bar would begin a column of the table.
+        "value": " ".join(value.split()).replace("|", "\\|"),
         "products": f"{run.num_products:,}",
         "i2t": f"{found['i2t_recall@10'].value:.1f}",
         "t2i": f"{found['t2i_recall@10'].value:.1f}",

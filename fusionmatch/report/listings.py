@@ -109,8 +109,8 @@ def write_listings(
             writer.writerow(
                 [
                     *(intake.files[row], rows[row], ids[row], products[row], texts[row][0], f"{listing.share:.3f}"),
-                    *(("", "") if best is None else (rows[best], texts[best][0])),
-                    "" if swapped is None else rows[swapped],
+                    *(("", "") if best is None else (ids[best], texts[best][0])),
+                    "" if swapped is None else ids[swapped],
                 ]
             )
     return page, table

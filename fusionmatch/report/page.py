@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..catalogue.quarantine import QuarantinedRow, count_reasons
 from ..evaluation.intervals import Interval
-from ..evaluation.queries import FEW, columns_to_divide_by, compare, divide, recall_intervals
+from ..evaluation.queries import FEW, Difference, columns_to_divide_by, compare, divide, recall_intervals
 from ..evaluation.tables import metrics_table
 from ..training.pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE
 from .plots import depth_plot, have_matplotlib, recalls_plot
@@ -92,11 +92,11 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
     """All that the template shows of one run."""
     record, metrics = run.record, run.metrics
     intervals = [recall_intervals([queries]) for queries in (run.before, run.after)]
-    weak, worse = _weak_spots(run, t)
+    weak, changes = _weak_spots(run, t)
     tested = len(set(run.after.side("t2i", "product")) | set(run.after.side("i2t", "product")))
     held_out = t("not_held_out", count=record.seen_products) if record.seen_products else t("held_out")
-    pictures, products = metrics["pictures"], metrics["products"]
-    counts = {name: f"{pictures[name]:,}" for name in ("train", "validation", "test")}
+    counts = {name: f"{metrics['pictures'][name]:,}" for name in ("train", "validation", "test")}
+    labelled = metrics["labelled_pictures"]
     facts = [
         t(
             "what_tested",
@@ -108,10 +108,11 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
         t(
             "what_catalogue",
             rows=f"{record.rows_read:,}",
-            pictures=f"{sum(pictures.values()):,}",
-            products=f"{sum(products.values()) - record.seen_products:,}",
+            pictures=f"{record.pictures:,}",
+            products=f"{record.products:,}",
             **counts,
         ),
+        *([t("what_labelled", count=f"{labelled:,}")] if labelled < metrics["pictures"]["train"] else []),
         t("what_columns", columns=record.columns),
         t("what_base", base=record.base, version=record.version, date=record.date),
     ]
@@ -119,11 +120,17 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
     sheet = None
     if rollout is not None:
         first = intervals[1]["i2t_recall@1"]
-        sheet = _sheet_rows(plan(run, rollout, (first.value, first.low, first.high), worse), rollout, t, first.value)
+        sheet = _sheet_rows(
+            plan(run, rollout, (first.value, first.low, first.high), changes),
+            rollout,
+            t,
+            first.value,
+            len(run.after.side("t2i", "query")),
+        )
     return {
         "anchor": f"run{place}",
         "title": t(f"title_{record.what}", catalogue=record.catalogue),
-        "folder": run.folder.name,
+        "folder": run.name,
         "links": {
             name: _link(page, run.folder / name)
             for name in (METRICS_FILE, QUERIES_FILE, QUERIES_BEFORE_FILE, QUARANTINE_FILE, FINDINGS_FILE)
@@ -167,7 +174,10 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
 
 
 def _link(page: Path, target: Path) -> str:
-    return quote(os.path.relpath(target.resolve(), page.resolve().parent).replace(os.sep, "/"))
+    try:
+        return quote(os.path.relpath(target.resolve(), page.resolve().parent).replace(os.sep, "/"))
+    except ValueError:  # Windows: from one drive no relative path leads to another
+        return target.resolve().as_uri()
 
 
 def _measure(key: str, t: Words) -> str:
@@ -193,22 +203,19 @@ def _plots(run: Run, intervals: Sequence[dict[str, Interval]], t: Words) -> list
     ]
 
 
-def _weak_spots(run: Run, t: Words) -> tuple[list[tuple[str, list[dict[str, str]]]], list[str]]:
-    """
-    For each column of the catalogue that divides the queries the weakest values, and, over all values, those that are
-    shown to be worse than before.
-    """
-    spots, worse = [], []
+def _weak_spots(run: Run, t: Words) -> tuple[list[tuple[str, list[dict[str, str]]]], dict[str, Difference]]:
+    """For each column of the catalogue that divides the queries the weakest values; and the change of every value."""
+    spots: list[tuple[str, list[dict[str, str]]]] = []
+    changes: dict[str, Difference] = {}
     for column in columns_to_divide_by(run.after):
         before, rows = divide(run.before, column), []
         for value, part in divide(run.after, column).items():
             if part.num_products < FEW or value not in before:
                 continue
             found, change = recall_intervals([part]), compare([part], [before[value]])["rsum"]
-            if change.verdict == "worse":
-                worse.append(f"{t.column(column)} = {t.value(value)}")
+            changes[f"{t.column(column)} = {t.part(column, value)}"] = change
             row = {
-                "value": t.value(value),
+                "value": t.part(column, value),
                 "where": f"{QUERIES_FILE}: {column} = {value}",
                 "products": str(part.num_products),
                 "i2t": f"{found['i2t_recall@10'].value:.1f}",
@@ -221,7 +228,7 @@ def _weak_spots(run: Run, t: Words) -> tuple[list[tuple[str, list[dict[str, str]
             rows.append((found["rsum"].value, row))
         if len(rows) > 1:
             spots.append((t.column(column), [row for _, row in sorted(rows, key=lambda each: each[0])[:_WEAKEST]]))
-    return spots, worse
+    return spots, changes
 
 
 def _example(each: Example, t: Words) -> dict[str, Any]:
@@ -284,7 +291,7 @@ def _cost(run: Run, rollout: Rollout | None, t: Words) -> list[tuple[str, str, s
     return rows
 
 
-def _sheet_rows(sheet: Sheet, rollout: Rollout, t: Words, recall: float) -> dict[str, Any]:
+def _sheet_rows(sheet: Sheet, rollout: Rollout, t: Words, recall: float, texts: int) -> dict[str, Any]:
     """The rollout sheet in words."""
     kpis = []
     if rollout.search is not None and sheet.clicks is not None:
@@ -293,8 +300,8 @@ def _sheet_rows(sheet: Sheet, rollout: Rollout, t: Words, recall: float) -> dict
             (
                 t("kpi_clicks"),
                 t("kpi_clicks_formula"),
-                f"{goal.click_through_rate:.1%}",
-                f"{goal.smallest_change:+.1%}",
+                f"{100 * goal.click_through_rate:.3g} %",
+                t("points", points=f"{100 * goal.smallest_change:+.3g}"),
                 t("size_searches", count=f"{sheet.clicks.each_side:,}", days=sheet.clicks.days),
             )
         )
@@ -324,13 +331,12 @@ def _sheet_rows(sheet: Sheet, rollout: Rollout, t: Words, recall: float) -> dict
                     money=f"{sheet.hours[0] * work.hourly_cost:,.0f}",
                     currency=rollout.currency,
                 ),
-                t("kpi_hours_note", recall=f"{recall:.1f}"),
+                t("kpi_hours_note", recall=f"{recall:.1f}", texts=f"{texts:,}"),
             )
         )
 
-    def condition(each: Condition) -> tuple[str, bool]:
-        name = f"{each.name}_not" if each.name == "rule_parts" and not each.holds else each.name
-        return t(name, **each.figures), each.holds
+    def condition(each: Condition) -> tuple[str, bool, str]:
+        return t(each.name, **each.figures), each.holds, each.detail
 
     test = rollout.test
     observed = t("observed_none")
@@ -361,8 +367,7 @@ def _overview(runs: Sequence[Run], t: Words) -> list[dict[str, str]]:
         own = recall_intervals([run.after])["rsum"]
         line = {
             "anchor": f"run{place}",
-            "name": run.folder.name,
-            "title": t(f"title_{run.record.what}", catalogue=run.record.catalogue),
+            "name": run.name,
             "before": f"{run.metrics['before']['rsum']:.1f}",
             "after": f"{own.value:.1f}",
             "interval": f"[{own.low:.1f}, {own.high:.1f}]",

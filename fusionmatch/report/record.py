@@ -82,7 +82,8 @@ class Record:
         version (`str`): Of FusionMatch.
         date (`str`): Day, as `2026-01-31`.
         machine (`str`): What it ran on.
-        rows_read (`int`): Rows of the catalogue, those left out among them.
+        rows_read, rows_used (`int`): Rows of the catalogue, and those that gave at least one picture.
+        pictures, products (`int`): What was used of it.
         columns (`str`): Which columns were read as what.
         seen_products (`int`): Products of the test that were trained on as well; 0 unless the user's own splits share
             some.
@@ -97,6 +98,9 @@ class Record:
     date: str
     machine: str
     rows_read: int
+    rows_used: int
+    pictures: int
+    products: int
     columns: str
     seen_products: int
     untrained_base: bool
@@ -113,11 +117,16 @@ class Record:
             intake ([`~fusionmatch.catalogue.Intake`]): The catalogue that they are parts of.
             facts: `what`, `catalogue`, `base`, `machine` and `untrained_base`.
         """
+        splits_of = intake.own_splits or [""] * len(intake.files)
         return cls(
             **facts,
             version=__version__,
             date=datetime.now(UTC).date().isoformat(),
             rows_read=intake.rows_read,
+            # Files of the same name may lie in the folders of several splits.
+            rows_used=len(set(zip(intake.files, intake.dataset["source_row"], splits_of, strict=True))),
+            pictures=len(intake.dataset),
+            products=len(set(intake.dataset["product"])),
             columns=str(intake.columns),
             seen_products=len(set(splits["test"]["product"]) & set(splits["train"]["product"])),
             examples=_examples(result, splits["test"], intake),
@@ -209,6 +218,11 @@ class Run:
     left_out: list[QuarantinedRow]
     worth_a_look: list[QuarantinedRow]
     differences: dict[str, Difference]
+
+    @property
+    def name(self) -> str:
+        """Its folder and the one around it, by which runs are told apart."""
+        return "/".join(self.folder.resolve().parts[-2:])
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":

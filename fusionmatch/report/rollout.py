@@ -15,6 +15,7 @@
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,13 +23,19 @@ from typing import Any
 
 import yaml
 
+from ..evaluation.queries import Difference
 from .record import Run
 
 
 TEMPLATE = "rollout.yaml"
 GO, HOLD, STOP = "go", "hold", "stop"
+_LEVEL = 0.05
+# Before its planned size a test is stopped for harm alone, and only beyond doubt (Haybittle and Peto): whoever looks
+# every day would else stop one in ten for nothing.
+_BEYOND_DOUBT = 0.001
 # A week's days differ, so tests run whole weeks.
 _WEEK = 7
+_FEWEST = 30
 
 
 def _check(owner: str, values: Any, **bounds: tuple[float, float]) -> None:
@@ -117,7 +124,7 @@ class Test:
     most_days: float = 28
 
     def __post_init__(self) -> None:
-        _check("test", self, share=(0, 1), significance=(0, 0.5), power=(0, 0.999), most_days=(0, math.inf))
+        _check("test", self, share=(0, 1), significance=(0, 0.5), power=(0.5, 0.999), most_days=(0, math.inf))
 
 
 @dataclass
@@ -162,8 +169,11 @@ class Rollout:
     test: Test = field(default_factory=Test)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.most_left_out <= 1:
-            raise ValueError(f"`most_left_out` must be a share in [0, 1], got {self.most_left_out!r}.")
+        share = self.most_left_out
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"`most_left_out` must be a share in [0, 1], such as 0.05, got {share!r}.")
+        if self.observed is not None and self.search is None:
+            raise ValueError("`observed` is decided on at the size that `search` plans: fill that in as well.")
 
     @classmethod
     def load(cls, path: str | Path) -> "Rollout":
@@ -216,9 +226,11 @@ def _build(kind: type, content: Any, name: str) -> Any:
     missing = [key for key in needed if key not in content]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}.")
+    # A part whose lines are all commented out is left out.
     values = {
-        key: _build(_PARTS[key], value, f"{name}.{key}".lstrip(".")) if key in _PARTS and value is not None else value
+        key: _build(_PARTS[key], value, f"{name}.{key}".lstrip(".")) if key in _PARTS else value
         for key, value in content.items()
+        if value is not None or key in needed
     }
     return kind(**values)
 
@@ -260,8 +272,12 @@ def _power() -> Any:
     return power, proportion
 
 
-def _size(each_side: float, per_day: float) -> TestSize:
-    whole = math.ceil(each_side)
+def _size(each_side: Any, per_day: float) -> TestSize:
+    # Where a handful is enough statsmodels finds no solution; fewer than that is no test.
+    try:
+        whole = max(_FEWEST, math.ceil(float(each_side)))
+    except (TypeError, ValueError, OverflowError):
+        whole = _FEWEST
     return TestSize(whole, math.ceil(2 * whole / per_day / _WEEK) * _WEEK)
 
 
@@ -269,7 +285,9 @@ def click_test_size(goal: SearchGoal, test: Test) -> TestSize:
     """Size of a two-sided test of two shares, by Cohen's h (statsmodels)."""
     power, proportion = _power()
     effect = proportion.proportion_effectsize(goal.click_through_rate + goal.smallest_change, goal.click_through_rate)
-    size = power.NormalIndPower().solve_power(effect, alpha=test.significance, power=test.power)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = power.NormalIndPower().solve_power(effect, alpha=test.significance, power=test.power)
     return _size(size, goal.searches_per_day * test.share)
 
 
@@ -277,17 +295,32 @@ def steps_test_size(goal: PurchaseGoal, test: Test) -> TestSize:
     """Size of a two-sided t-test of two means (statsmodels)."""
     power, _ = _power()
     effect = goal.smallest_change / goal.standard_deviation
-    size = power.TTestIndPower().solve_power(effect, alpha=test.significance, power=test.power)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = power.TTestIndPower().solve_power(effect, alpha=test.significance, power=test.power)
     return _size(size, goal.orders_per_day * test.share)
+
+
+def _worse(changes: dict[str, Difference]) -> list[str]:
+    """Parts that are worse beyond chance, with so many parts looked at (Holm's correction)."""
+    ordered = sorted(changes.items(), key=lambda each: each[1].p_value)
+    worse = []
+    for rank, (part, change) in enumerate(ordered):
+        if change.p_value * (len(ordered) - rank) > _LEVEL:
+            break
+        if change.verdict == "worse":
+            worse.append(part)
+    return worse
 
 
 @dataclass
 class Condition:
-    """One line of the rule: its name in [`words`], whether it holds, and the figures it is about."""
+    """One line of the rule: its name in [`words`], whether it holds, its figures, and what it fails by."""
 
     name: str
     holds: bool
     figures: dict[str, str] = field(default_factory=dict)
+    detail: str = ""
 
 
 @dataclass
@@ -299,19 +332,17 @@ class Sheet:
         clicks, steps ([`TestSize`], *optional*): Sizes of the A/B test.
         hours (`tuple[float, float, float]`, *optional*): Hours of cataloguing saved a month, and the ends of their
             interval, from the share of pictures whose own text comes first.
-        machine_cost (`float`, *optional*): Of the training.
         offline (`list[Condition]`): What must hold before a test.
         start (`str`): `go` to the test where all of that holds, else `hold`.
         change (`tuple[float, float, float]`, *optional*): Observed change of the click-through rate and the ends of
             its interval.
-        outcome (`str`, *optional*): `go`, `hold` or `stop` by what the test counted.
+        outcome (`str`, *optional*): `go`, `hold` or `stop` by what the test counted; never `go` where `start` is not.
         enough (`bool`): Whether both sides have as many searches as planned.
     """
 
     clicks: TestSize | None = None
     steps: TestSize | None = None
     hours: tuple[float, float, float] | None = None
-    machine_cost: float | None = None
     offline: list[Condition] = field(default_factory=list)
     start: str = HOLD
     change: tuple[float, float, float] | None = None
@@ -319,7 +350,7 @@ class Sheet:
     enough: bool = False
 
 
-def plan(run: Run, rollout: Rollout, first_right: tuple[float, float, float], worse: list[str]) -> Sheet:
+def plan(run: Run, rollout: Rollout, first_right: tuple[float, float, float], changes: dict[str, Difference]) -> Sheet:
     """
     The sheet of a run.
 
@@ -328,46 +359,49 @@ def plan(run: Run, rollout: Rollout, first_right: tuple[float, float, float], wo
         rollout ([`Rollout`]): The shop's figures.
         first_right (`tuple[float, float, float]`): Share of the held-out pictures whose own product's text comes
             first, with its interval, in percent.
-        worse (`list[str]`): Parts of the catalogue (`color = red`) where the run is shown to be worse than before.
+        changes (`dict[str, Difference]`): Change of RSUM of each part of the catalogue (`color = red`).
 
     Raises:
         `ImportError`: statsmodels is not installed.
     """
     sheet, test = Sheet(), rollout.test
+    worse = _worse(changes)
     if rollout.search is not None:
         sheet.clicks = click_test_size(rollout.search, test)
     if rollout.purchase is not None:
         sheet.steps = steps_test_size(rollout.purchase, test)
     if rollout.cataloguing is not None:
         sheet.hours = tuple(rollout.cataloguing.hours_saved(share / 100) for share in first_right)
-    if rollout.machine is not None:
-        sheet.machine_cost = run.metrics["training_seconds"] / 3600 * rollout.machine.hourly_cost
-    rows = {(row.source, row.row) for row in run.left_out}
-    share = len(rows) / max(1, run.record.rows_read)
+    share = 1 - run.record.rows_used / max(1, run.record.rows_read)
     sheet.offline = [
         Condition("rule_better", run.differences["rsum"].verdict == "better"),
-        Condition("rule_parts", not worse, {"parts": ", ".join(worse)}),
+        Condition("rule_parts", not worse, {"count": str(len(changes))}, ", ".join(worse)),
         Condition(
             "rule_left_out",
             share <= rollout.most_left_out,
-            {"share": f"{share:.1%}", "most": f"{rollout.most_left_out:.0%}"},
+            {"share": f"{share:.1%}", "most": f"{rollout.most_left_out:.1%}"},
         ),
     ]
-    if sheet.clicks is not None:
-        days = {"days": str(sheet.clicks.days), "most": f"{test.most_days:g}"}
-        sheet.offline.append(Condition("rule_days", sheet.clicks.days <= test.most_days, days))
+    planned = [size for size in (sheet.clicks, sheet.steps) if size is not None]
+    if planned:
+        longest = max(size.days for size in planned)
+        days = {"days": f"{longest:,}", "most": f"{test.most_days:g}"}
+        sheet.offline.append(Condition("rule_days", longest <= test.most_days, days))
     sheet.start = GO if all(condition.holds for condition in sheet.offline) else HOLD
     if rollout.observed is not None:
         control, new = rollout.observed.control, rollout.observed.new
         _, proportion = _power()
-        low, high = proportion.confint_proportions_2indep(
-            new.clicks, new.searches, control.clicks, control.searches, method="newcomb", alpha=test.significance
-        )
+        arms = (new.clicks, new.searches, control.clicks, control.searches)
+        interval = proportion.confint_proportions_2indep
+        low, high = interval(*arms, method="newcomb", alpha=test.significance)
         change = new.clicks / new.searches - control.clicks / control.searches
         sheet.change = (change, float(low), float(high))
-        planned = 0 if sheet.clicks is None else sheet.clicks.each_side
-        sheet.enough = min(control.searches, new.searches) >= planned
-        # Before the planned size a look at the interval is one of many, and some look is always lucky. That is no
-        # reason to go on with what seems to do harm.
-        sheet.outcome = STOP if high < 0 else GO if low > 0 and sheet.enough else HOLD
+        sheet.enough = min(control.searches, new.searches) >= sheet.clicks.each_side
+        if not sheet.enough:
+            harm = interval(*arms, method="newcomb", alpha=_BEYOND_DOUBT)[1] < 0
+            sheet.outcome = STOP if harm else HOLD
+        elif low <= 0:
+            sheet.outcome = STOP
+        else:
+            sheet.outcome = sheet.start
     return sheet

@@ -21,6 +21,8 @@ import yaml
 
 
 LANGUAGES = ("en", "ja")
+# Columns of query results that FusionMatch made; all others are the catalogue's.
+_OWN_COLUMNS = ("script", "text_length")
 
 
 @cache
@@ -52,6 +54,10 @@ class Words:
         """A value that FusionMatch wrote into a file; the catalogue's own values stay as they are."""
         return _read()["values"].get(value, {}).get(self.language, value)
 
+    def part(self, column: str, value: str) -> str:
+        """A value of a column to divide by."""
+        return self.value(value) if column in _OWN_COLUMNS else value
+
     def column(self, name: str) -> str:
         """The name of a column to divide by; the catalogue's own names stay as they are."""
-        return self(name) if name in ("script", "text_length") else name
+        return self(name) if name in _OWN_COLUMNS else name

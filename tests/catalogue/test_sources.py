@@ -222,8 +222,8 @@ def test_ragged_and_broken_lines_are_quarantined_with_their_place(shop):
     assert intake.dataset["texts"][:] == [["Two\nlines"], ["Fine"]]
     assert intake.dataset["source_row"][:] == [1, 3]
     assert [(fault.row, fault.detail, fault.reason) for fault in intake.quarantine] == [
-        (2, "line 4", "row has 3 fields where the header has 2"),
-        (4, "line 7", "row has 1 fields where the header has 2"),
+        (2, "line 4: 3 in place of 2", "row has another number of fields than the header"),
+        (4, "line 7: 1 in place of 2", "row has another number of fields than the header"),
     ]
     assert intake.rows_read == 4
 

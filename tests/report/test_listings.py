@@ -41,7 +41,8 @@ def test_the_page_shows_the_worst_and_the_table_all(intake, tmp_path):
     with table.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [int(line["row"]) for line in lines] == [rows[3], rows[7], rows[5]]
-    assert lines[0]["swapped_with"] == str(rows[7])
+    ids = list(intake.dataset["image_id"])
+    assert lines[0]["swapped_with"] == lines[0]["fits_image_id"] == ids[7]
     assert lines[0]["fits"] == texts[7][0]
     assert lines[2]["fits"] == lines[2]["swapped_with"] == ""
 
