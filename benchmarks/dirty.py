@@ -143,18 +143,21 @@ def main() -> None:
     parser.add_argument("--spoil_seed", type=int, default=0)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args, options = parser.parse_known_args()
-    data = args.work_dir / f"data-{args.swapped:g}"
+    name = f"{args.catalogue.parent.name}-{args.swapped:g}-{args.spoil_seed}"
+    data = args.work_dir / f"data-{name}"
     if not (data / "spoilt.json").is_file():
         data.mkdir(parents=True, exist_ok=True)
         (data / "spoilt.json").write_text(json.dumps(prepare(args, data)) + "\n", encoding="utf-8")
     print((data / "spoilt.json").read_text(encoding="utf-8"))
     runs: dict[str, list[Path]] = {}
-    for name in ("sound", "dirty", "cleaned"):
+    for condition in ("sound", "dirty", "cleaned"):
         for seed in args.seeds:
-            folder = args.work_dir / f"{name}-{args.swapped:g}-{args.preset}-{seed}"
-            runs.setdefault(name, []).append(folder)
+            folder = args.work_dir / f"{condition}-{name}-{args.preset}-{seed}"
+            runs.setdefault(condition, []).append(folder)
             if not (folder / METRICS_FILE).is_file():
-                files = {split: data / f"{name}-{split}.csv" for split in SPLITS[:2]} | {"test": data / "test.csv"}
+                files = {split: data / f"{condition}-{split}.csv" for split in SPLITS[:2]} | {
+                    "test": data / "test.csv"
+                }
                 named = [word for split, path in files.items() for word in (f"--{split}_file", str(path))]
                 adapt(folder, args.preset, seed, [*named, "--model_name_or_path", args.model_name_or_path, *options])
     queries = {name: [QueryResults.load(run / QUERIES_FILE) for run in each] for name, each in runs.items()}

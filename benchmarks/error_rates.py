@@ -65,8 +65,10 @@ def queries(number: int, generator: torch.Generator) -> FirstHits:
 
 def calibrations(fitted_on: list[int], repeats: int, generator: torch.Generator) -> None:
     """Fits, then measures on 5,000 queries in another catalogue of the same kind."""
-    print("\n| fitted on | calibration error, mean | largest | precision wanted 95 %, mean | within 93 to 97 % |")
-    print("|---:|---:|---:|---:|---:|")
+    print(
+        "\n| fitted on | calibration error, mean | largest | precision wanted 95 %, mean | within 93 to 97 % | none sure enough |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|")
     for number in fitted_on:
         errors, precisions = [], []
         for _ in tqdm(range(repeats), desc=f"{number} queries", leave=False):
@@ -74,10 +76,14 @@ def calibrations(fitted_on: list[int], repeats: int, generator: torch.Generator)
             errors.append(calibration_error(calibration, held_out))
             precisions.append(precision_and_coverage(calibration, held_out, 0.95)[0])
         found = torch.tensor(precisions)
-        found = found[~found.isnan()]
+        none = found.isnan()
+        found = found[~none]
         within = ((found >= 0.93) & (found <= 0.97)).double().mean()
         mean = sum(errors) / repeats
-        print(f"| {number:,} | {mean:.3f} | {max(errors):.3f} | {found.mean():.1%} | {within:.0%} |", flush=True)
+        print(
+            f"| {number:,} | {mean:.3f} | {max(errors):.3f} | {found.mean():.1%} | {within:.0%} | {none.sum()} |",
+            flush=True,
+        )
 
 
 def main() -> None:

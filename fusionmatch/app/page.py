@@ -13,6 +13,7 @@
 # limitations under the License.
 """The page itself, in Gradio."""
 
+import re
 from typing import Any
 
 from PIL import Image
@@ -60,35 +61,30 @@ def build_app(search: CatalogueSearch, title: str, language: str = "en") -> Any:
         return gr.update(choices=choices, value=every, visible=len(choices) > 1)
 
     def find(query: Any, name: str, count: int, precision: str) -> tuple[Any, ...]:
+        """What stands in `outputs` for a query; the last one is kept, so that another model can be asked the same."""
+        if query is None:
+            raise gr.Error(t("demo_empty"), duration=5)
         hits = search.search(name, query, int(count))
         gallery = [(search.picture(hit.row), _caption(hit)) for hit in hits]
         carried = None if precision == every else search.carried(name, hits, precision)
         said = t("demo_not_carried", precision=f"{float(precision):.0%}") if carried is False else ""
         first = t("demo_probability", probability=f"{hits[0].probability:.0%}") if hits[0].probability else ""
-        return gallery, hits, said or first, "", gr.update(visible=False)
+        return gallery, hits, query, said or first, "", gr.update(visible=False)
 
-    def by_text(text: str, name: str, count: int, precision: str) -> tuple[Any, ...]:
-        if not text.strip():
-            raise gr.Error(t("demo_empty"), duration=5)
-        return find(text, name, count, precision)
-
-    def by_picture(picture: Image.Image | None, name: str, count: int) -> tuple[Any, ...]:
-        if picture is None:
-            return [], [], "", "", gr.update(visible=False)
-        return find(picture.convert("RGB"), name, count, every)
+    def ask(text: str, picture: Image.Image | None, name: str, count: int, precision: str) -> tuple[Any, ...]:
+        # A text that was typed is meant, also where an older picture is still there.
+        return find(text.strip() or picture, name, count, precision)
 
     def show(hits: list[Hit], event: gr.SelectData) -> tuple[Any, ...]:
         hit = hits[event.index]
-        row = search.dataset[hit.row]
-        texts = "\n\n".join(f"> {text}" for text in row["texts"])
-        details = (
-            f"### {hit.product}\n\n{texts}\n\n{t('demo_details', row=row['source_row'], score=f'{hit.score:.3f}')}"
-        )
+        texts = "\n\n".join(f"> {_plain(text)}" for text in search.dataset[hit.row]["texts"])
+        more = t("demo_details", image_id=_plain(hit.image_id), score=f"{hit.score:.3f}")
+        details = f"### {_plain(hit.product)}\n\n{texts}\n\n{more}"
         return details, hit.row, gr.update(visible=True)
 
     with gr.Blocks(title=title, analytics_enabled=False) as app:
-        gr.Markdown(f"# {title}\n\n{t('demo_intro', pictures=f'{len(search.dataset):,}')}")
-        hits, chosen = gr.State([]), gr.State(None)
+        gr.Markdown(f"# {_plain(title)}\n\n{t('demo_intro', pictures=f'{len(search.dataset):,}')}")
+        hits, query, chosen = gr.State([]), gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 text = gr.Textbox(
@@ -114,23 +110,27 @@ def build_app(search: CatalogueSearch, title: str, language: str = "en") -> Any:
                 )
                 details = gr.Markdown(elem_id="details")
                 similar = gr.Button(t("demo_similar"), visible=False, elem_id="similar")
-        outputs = [gallery, hits, said, details, similar]
-        with_text = [text, model, count, precision]
-        gr.on([text.submit, go.click], by_text, with_text, outputs, api_name="search")
-        picture.upload(by_picture, [picture, model, count], outputs, api_name="search_by_picture")
+        outputs = [gallery, hits, query, said, details, similar]
+        settings = [model, count, precision]
+        gr.on([text.submit, go.click], ask, [text, picture, *settings], outputs, api_name="search")
+        picture.upload(find, [picture, *settings], outputs, api_name=False)
         gallery.select(show, [hits], [details, chosen, similar], api_name=False)
 
-        def like_it(row: int, name: str, count: int) -> tuple[Any, ...]:
-            return find(search.picture(row), name, count, every)
+        def like_it(row: int, *settings: Any) -> tuple[Any, ...]:
+            return find(search.picture(row), *settings)
 
-        similar.click(like_it, [chosen, model, count], outputs, api_name=False)
+        similar.click(like_it, [chosen, *settings], outputs, api_name=False)
 
         # The same question again with another model is what a person wants to see.
-        def again(text: str, name: str, count: int) -> tuple[Any, ...]:
-            found = find(text, name, count, every) if text.strip() else ([], [], "", "", gr.update(visible=False))
-            return *found, precisions(name)
+        def again(query: Any, name: str, count: int, precision: str) -> tuple[Any, ...]:
+            if query is None:
+                return [], [], None, "", "", gr.update(visible=False)
+            return find(query, name, count, precision)
 
-        model.change(again, [text, model, count], [*outputs, precision], api_name=False)
+        gr.on([count.change, precision.change], again, [query, *settings], outputs, api_name=False)
+        chosen_model = model.change(lambda name: precisions(name), model, precision, api_name=False)
+        # Thresholds are those of the model, so all is shown until one of them is chosen.
+        chosen_model.then(lambda *asked: again(*asked, every), [query, model, count], outputs, api_name=False)
         app.load(lambda: precisions(names[0]), None, precision, api_name=False)
     return app
 
@@ -138,6 +138,11 @@ def build_app(search: CatalogueSearch, title: str, language: str = "en") -> Any:
 def launch_options() -> dict[str, Any]:
     """What a page is launched with: its looks, and nothing that is fetched from or told to anybody."""
     return {"css": _STYLE, "share": False, "footer_links": [], "quiet": True}
+
+
+def _plain(text: str) -> str:
+    """A text of the catalogue as it is: nothing in it is a link, a picture or a heading."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~$&-])", r"\\\1", " ".join(text.split()))
 
 
 def _caption(hit: Hit) -> str:

@@ -33,7 +33,7 @@ _COLUMNS = (
     "product",
     "text",
     "share_that_fits_better",
-    "fits_row",
+    "fits_image_id",
     "fits",
     "swapped_with",
 )

@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from fusionmatch.app import CatalogueSearch, model_names, write_space
+from fusionmatch.app.page import _plain
 from fusionmatch.catalogue import read_catalogue
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import main
@@ -99,6 +100,14 @@ def test_a_space_holds_all_that_it_needs(models, dataset, shop, tmp_path, capsys
     assert list(read["texts"]) == list(dataset["texts"])
     with pytest.raises(FileExistsError, match="is not empty"):
         write_space(folder, models, dataset, "again")
+    # By itself the title is the catalogue's name, not where it lies.
+    command[-1] = str(tmp_path / "untitled")
+    assert main(command) == 0
+    assert 'title: "products.csv"' in (tmp_path / "untitled" / "README.md").read_text(encoding="utf-8")
+    for file in tmp_path.glob("untitled/**/*.*"):
+        assert str(tmp_path.parent).encode() not in file.read_bytes(), file
+    assert main([*command, "--language", "de"]) == 1
+    capsys.readouterr()
     assert main(["demo", str(shop)]) == 1
     assert "Name what to search with" in capsys.readouterr().err
 
@@ -139,16 +148,20 @@ def test_the_page_answers(models, dataset, shop, language):
                 ("What are you looking for?", "show all") if language == "en" else ("何をお探しですか？", "すべて表示")
             )
             assert words in [part["props"].get("label") for part in content["components"]]
-            event, (gallery, *_) = ask(url, "a red boot", "second", 12, every)
+            event, (gallery, *_) = ask(url, "a red boot", None, "second", 12, every)
             assert event == "complete"
             wanted = CatalogueSearch(models, dataset).search("second", "a red boot", 12)
             shown = [item["caption"].split(" · ")[0] for item in gallery]
             assert shown == [f"{hit.rank}. {hit.product}" for hit in wanted]
             with urllib.request.urlopen(gallery[0]["image"]["url"]) as answer, Image.open(answer) as picture:
                 assert picture.size == (48, 48)
-            assert ask(url, " ", "second", 12, every)[0] == "error"
+            assert ask(url, " ", None, "second", 12, every)[0] == "error"
         finally:
             page.terminate()
+
+
+def test_texts_of_a_catalogue_are_shown_and_never_run():
+    assert _plain("![p](http://x) <b> # 1_2") == r"\!\[p\]\(http://x\) \<b\> \# 1\_2"
 
 
 def test_without_gradio_the_remedy_is_named():

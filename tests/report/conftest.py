@@ -56,6 +56,7 @@ def make_run(tmp_path):
             "steps": 40,
             "trainable_parameters": 1_000,
             "parameters": 100_000,
+            "labelled_pictures": 80,
             "pictures": {"train": 80, "validation": 16, "test": PRODUCTS},
             "products": {"train": 40, "validation": 8, "test": PRODUCTS},
         }
@@ -76,6 +77,9 @@ def make_run(tmp_path):
             "date": "2026-01-31",
             "machine": "CPU, 2 threads",
             "rows_read": 100,
+            "rows_used": 98,
+            "pictures": 120,
+            "products": 72,
             "columns": "image: 'image'",
             "seen_products": 0,
             "untrained_base": False,

@@ -17,10 +17,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from fusionmatch.catalogue import doctor, pictures, rows
+from fusionmatch.catalogue import doctor, downloads, pictures, rows, sources
 from fusionmatch.commands import main
 from fusionmatch.evaluation import mismatches
 from fusionmatch.report import Record, Rollout, Run, write_report
+from fusionmatch.report.rollout import write_template
 from fusionmatch.report.words import Words, _read
 
 from .conftest import PRODUCTS
@@ -70,6 +71,8 @@ def test_the_page_stands_alone_escapes_and_links_to_the_files(make_run, tmp_path
     assert 'title="metrics.json: after.t2i_recall@1">100.0</a>' in text
     assert 'title="queries.parquet: color = blue &lt;i&gt;"' in text
     assert text.count("<svg") == 3
+    # A change is coloured where it is shown, and only there.
+    assert 'class="up"' in text
 
 
 def test_the_verdict_comes_first_and_says_when_nothing_is_shown(make_run, tmp_path):
@@ -86,7 +89,10 @@ def test_the_verdict_comes_first_and_says_when_nothing_is_shown(make_run, tmp_pa
 
 def test_in_japanese(make_run, tmp_path):
     run = make_run("a", LAST, FIRST)
-    text = write_report(tmp_path / "r.html", [run], language="ja").read_text(encoding="utf-8")
+    rollout = Rollout.load(write_template(tmp_path / "rollout.yaml"))
+    text = write_report(tmp_path / "r.html", [run, make_run("b", LAST, FIRST)], "ja", rollout).read_text(
+        encoding="utf-8"
+    )
     assert '<html lang="ja">' in text
     assert "学習前より良くなりました" in text
     assert "画像ファイルがない" in text
@@ -105,7 +111,7 @@ def test_several_runs_stand_side_by_side(make_run, tmp_path):
     runs = [make_run("first", LAST, [2] * PRODUCTS), make_run("second", LAST, FIRST)]
     text = write_report(tmp_path / "r.html", runs).read_text(encoding="utf-8")
     overview = text[: text.index("<hr>")]
-    assert re.findall(r'href="#run\d">(\w+)<', overview) == ["first", "second"]
+    assert re.findall(r'href="#run\d">.*/(\w+)<', overview) == ["first", "second"]
     # Rank 1 in place of 2 is 100 points in each direction.
     assert "+200.0 [+200.0, +200.0]" in overview
     assert "Better than before" in overview
@@ -119,7 +125,7 @@ def test_every_sentence_is_there_in_both_languages_with_the_same_figures():
     words = Words("ja")
     reasons = [
         value
-        for module in (doctor, pictures, rows, mismatches)
+        for module in (doctor, downloads, pictures, rows, sources, mismatches)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and " " in value
     ]
@@ -157,7 +163,8 @@ def test_the_sheet_stands_in_the_page(make_run, tmp_path, capsys):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "8,393 searches a side, 7 days" in text
     assert '<span class="pill go">Go</span>' in text
-    assert "2.0% of the rows cannot be used, at most 5% may" in text
+    assert 'of the catalogue shown to be worse than before (2 parts compared, Holm): <b class="up">yes</b>' in text
+    assert "2.0% of the rows cannot be used, at most 5.0% may" in text
     # 400 products x (1 x 6 - 1.5) minutes
     assert "30.0 h saved [" in text
     assert "900 EUR a month" in text
