@@ -66,7 +66,8 @@ def queries(number: int, generator: torch.Generator) -> FirstHits:
 def calibrations(fitted_on: list[int], repeats: int, generator: torch.Generator) -> None:
     """Fits, then measures on 5,000 queries in another catalogue of the same kind."""
     print(
-        "\n| fitted on | calibration error, mean | largest | precision wanted 95 %, mean | within 93 to 97 % | none sure enough |"
+        "\n| fitted on | calibration error, mean | largest | precision wanted 95 %, mean | within 93 to 97 % "
+        "| none sure enough |"
     )
     print("|---:|---:|---:|---:|---:|---:|")
     for number in fitted_on:
