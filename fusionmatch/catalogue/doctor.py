@@ -107,8 +107,11 @@ def examine(
             homes: dict[str, set[str]] = defaultdict(set)
             for own, split in zip(names, intake.own_splits, strict=True):
                 homes[own].add(split)
-            for row, own in enumerate(names):
-                if len(homes[own]) > 1:
+            # Once for each split that it stands in: splits made by picture have every row of every product in this.
+            told_of: set[tuple[str, str]] = set()
+            for row, (own, split) in enumerate(zip(names, intake.own_splits, strict=True)):
+                if len(homes[own]) > 1 and (own, split) not in told_of:
+                    told_of.add((own, split))
                     value = products[row] if reason == LEAKING_PRODUCT else ids[row]
                     note(row, reason, "split", value, ", ".join(sorted(homes[own])))
 

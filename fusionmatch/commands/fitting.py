@@ -27,7 +27,7 @@ from ..catalogue.quarantine import count_reasons, write_quarantine
 from ..evaluation.queries import compare
 from ..evaluation.searches import Search, image_searches, text_searches
 from ..evaluation.tables import format_table
-from ..hub.model_card import write_model_card
+from ..hub.model_card import public_name, write_model_card
 from ..report import Record, write_report
 from ..report.record import FINDINGS_FILE, QUARANTINE_FILE
 from ..training import FusionMatchTrainingArguments
@@ -108,8 +108,8 @@ def fit_and_report(
         splits,
         intake,
         what=what,
-        catalogue=data_args.name,
-        base=base,
+        catalogue=public_name(data_args.name),
+        base=public_name(base),
         untrained_base=bool(fresh),
         machine=device,
     )
