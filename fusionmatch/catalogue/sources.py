@@ -296,7 +296,8 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
     halved = listed and _HALF.search(text) is not None
     for number, entry in enumerate(entries, start=1):
         try:
-            record = entry if listed else json.loads(entry)
+            # A list may hold its objects as text.
+            record = json.loads(entry) if isinstance(entry, str) else entry
             if halved or (not listed and _HALF.search(entry)):
                 json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
