@@ -50,8 +50,8 @@ _BACK_OFF = 0.5
 _LOST = 10
 # Addresses that stand for IPv4 ones: what is behind them is what counts.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Not the open internet, though Python takes them for it: relays of 6to4, networks of a site as they were once numbered,
-# and what a machine at Azure has beside it.
+# Not the open internet, though Python takes them for it: relays of 6to4, networks of a site as they were once
+# numbered, and the host that a machine at Azure runs on.
 _CLOSED = [ipaddress.ip_network(name) for name in ("192.88.99.0/24", "fec0::/10", "168.63.129.16")]
 
 
@@ -311,7 +311,7 @@ def _worded(limits: DownloadLimits) -> Iterator[None]:
 
 
 def _asked_host(host: str) -> str:
-    """A host as it is asked for: without the brackets of an address, in ASCII (`bücher.firma` is `xn--bcher-kva.firma`)."""
+    """A host as it is asked for: without the brackets of an address, in ASCII (xn--...)."""
     try:
         return httpx2.URL(scheme="http", host=host.strip("[].")).raw_host.decode("ascii").lower()
     except httpx2.InvalidURL as error:
