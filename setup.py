@@ -88,6 +88,7 @@ setup(
         "torch>=2.13",
         "tqdm>=4.66",
         "transformers>=5.23,<6",
+        "xxhash>=3.5",
     ],
     extras_require={
         "starter": STARTER,

@@ -19,8 +19,9 @@ Reads thousands of broken catalogues: none may end in a traceback, take too long
 
 The cases are those of `tests/catalogue/broken_files.py`. They are read in a process of their own, which is stopped
 when one takes longer than `--limit`, and gets no more memory than `--memory_gb`. Reads outside are told by Python's
-audit events: whatever is opened that lies neither in the catalogue's folder, nor in the cache, nor in Python itself,
-and every program that is started. Exits with 1 if anything was found.
+audit events: whatever is opened by Python that lies neither in the catalogue's folder, nor in the cache, nor in Python
+itself, and every program that is started; what Arrow and calamine open raises no event. Exits with 1 if anything was
+found.
 """
 
 import argparse

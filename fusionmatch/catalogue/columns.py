@@ -60,7 +60,8 @@ _IMAGE_ID = _names("image_id img_id photo_id picture_id")
 _EMPTY = {"", "n/a", "n.a.", "na", "nan", "none", "null", "-", "--", "–", "—", "?"}
 _SENTENCE_END = ".!?…。！？｡．:;"
 _CLOSING = "\"'”’)]」』）】"
-_PICTURE_NAME = re.compile(r"(^[a-z]+://)|(\.[a-z][a-z0-9]{2,4}$)", re.IGNORECASE)
+_URL = re.compile(r"^[a-z]+://", re.IGNORECASE)
+_PICTURE_NAME = re.compile(rf"({_URL.pattern})|(\.[a-z][a-z0-9]{{2,4}}$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def guess_separator(cells: Iterable[Any]) -> str | None:
     """
     Guesses what joins several picture names in a column: a bar, a line break, a semicolon or a comma.
 
-    A separator is believed only when every part it makes looks like a picture's name, so that a comma inside a file
-    name does not split it.
+    A separator is believed only when every part it makes looks like a picture's name, and like a URL in a cell that
+    begins with one, so that a comma inside a name does not split it.
 
     Returns:
         `str`, *optional*: The separator; `None` when every cell names one picture.
@@ -161,10 +162,15 @@ def guess_separator(cells: Iterable[Any]) -> str | None:
     texts = [cell for cell in cells if isinstance(cell, str)]
     for separator in ("|", "\n", ";", ","):
         joined = [text for text in texts if separator in text]
-        parts = (part.strip() for text in joined for part in text.split(separator))
-        if joined and all(_PICTURE_NAME.search(part) for part in parts if part):
+        if joined and all(_names_pictures([part.strip() for part in text.split(separator)]) for text in joined):
             return separator
     return None
+
+
+def _names_pictures(parts: Sequence[str]) -> bool:
+    named = [part for part in parts if part]
+    expected = _URL if named and _URL.search(named[0]) else _PICTURE_NAME
+    return all(expected.search(part) for part in named)
 
 
 def check_column(name: str, names: Sequence[str], argument: str) -> str:

@@ -50,6 +50,9 @@ _BACK_OFF = 0.5
 _LOST = 10
 # Addresses that stand for IPv4 ones: what is behind them is what counts.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not the open internet, though Python takes them for it: relays of 6to4, networks of a site as they were once
+# numbered, and the host that a machine at Azure runs on.
+_CLOSED = [ipaddress.ip_network(name) for name in ("192.88.99.0/24", "fec0::/10", "168.63.129.16")]
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,14 @@ def download_pictures(
         cache_dir (`str` or `os.PathLike`, *optional*): Folder to keep the pictures in, named by a digest of their URL;
             defaults to `fusionmatch_images` in the cache of `datasets`.
         allowed_hosts (`Collection[str]`, *optional*): Hosts that may have a private address or another port, such as
-            a picture server of one's own; names as they stand in the URLs.
+            a picture server of one's own; names as they stand in the URLs, without the port.
         limits ([`DownloadLimits`], *optional*): How much a picture may cost.
 
     Returns:
         `dict[str, Found]`: for each URL the file, or the reason why there is none.
+
+    Raises:
+        `ValueError`: An entry of `allowed_hosts` is no host.
     """
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "fusionmatch_images").expanduser().resolve()
     files = {url: _cache_file(folder, url) for url in urls}
@@ -172,7 +178,8 @@ def _is_public(address: str) -> bool:
         hidden = [str(one) for one in behind if one is not None]
         if hidden:
             return all(map(_is_public, hidden))
-    return own.is_global and not (own.is_multicast or own.is_reserved)
+    closed = own.is_multicast or own.is_reserved or any(own in network for network in _CLOSED)
+    return own.is_global and not closed
 
 
 class _Downloads:
@@ -180,7 +187,7 @@ class _Downloads:
 
     def __init__(self, allowed_hosts: Collection[str], limits: DownloadLimits) -> None:
         self.limits = limits
-        self.backend = _CheckedBackend({host.strip("[].").lower() for host in allowed_hosts})
+        self.backend = _CheckedBackend({_asked_host(host) for host in allowed_hosts})
         self.found: dict[str, Found] = {}
         self.lost: dict[str, int] = {}
 
@@ -254,7 +261,7 @@ class _Downloads:
             async with pool.stream("GET", request, headers=_HEADERS, extensions={"timeout": timeout}) as response:
                 headers = {name.lower(): value for name, value in response.headers}
                 if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
-                    target = target.join(headers[b"location"].decode("ascii", "replace"))
+                    target = target.join(_location(headers[b"location"]))
                     continue
                 if response.status != 200:
                     wait = _wait(headers.get(b"retry-after", b"").decode("ascii", "replace"))
@@ -301,6 +308,25 @@ def _worded(limits: DownloadLimits) -> Iterator[None]:
         raise _DownloadError(f"it is no URL that can be asked for: {error}") from error
     except OSError as error:
         raise _DownloadError(f"it cannot be written to the cache: {error.strerror}") from error
+
+
+def _asked_host(host: str) -> str:
+    """A host as it is asked for: without the brackets of an address, in ASCII (xn--...)."""
+    try:
+        return httpx2.URL(scheme="http", host=host.strip("[].")).raw_host.decode("ascii").lower()
+    except httpx2.InvalidURL as error:
+        raise ValueError(
+            f"allowed_hosts: '{host}' is no host. Give names such as images.example or addresses such as 10.0.0.7, "
+            "without http:// and port."
+        ) from error
+
+
+def _location(value: bytes) -> str:
+    """Where a redirect leads; servers write it in UTF-8, or as HTTP once had it."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _host(url: str) -> str:

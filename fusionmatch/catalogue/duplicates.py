@@ -76,7 +76,9 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
             distance = np.bitwise_count(bits[first] ^ bits[second]).sum(axis=1, dtype=np.uint16)
             near = distance <= MAX_BITS
             first, second = first[near], second[near]
-            close = np.abs(cells[first] - cells[second]).max(axis=1, initial=0) <= tolerance[first]
+            # The smaller one of both: a plain colour has no copy but itself, whichever row comes first.
+            allowed = np.minimum(tolerance[first], tolerance[second])
+            close = np.abs(cells[first] - cells[second]).max(axis=1, initial=0) <= allowed
             pairs.append(np.stack([first[close], second[close]]))
     first, second = np.concatenate(pairs, axis=1)
     count = len(different)
@@ -88,24 +90,32 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
 
 
 def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows whose hashes have one of their parts in common, a part and a distance in its order at a time."""
+    """
+    Pairs of rows whose hashes have one of their parts in common, each pair once; a part and a distance in its order at
+    a time.
+    """
     bits = np.unpackbits(hashes, axis=1)
+    earlier: list[np.ndarray] = []
     for part in range(_PARTS):
         # Every thirteenth bit: neighbours describe the same frequencies and go together.
         own = bits[:, part::_PARTS].astype(np.uint32)
         keys = own @ (1 << np.arange(own.shape[1], dtype=np.uint32))
         order = np.argsort(keys, kind="stable")
-        keys = keys[order]
+        ordered = keys[order]
         start, step = np.arange(len(keys)), 0
         while True:
             step += 1
             start = start[start + step < len(keys)]
-            start = start[keys[start + step] == keys[start]]
+            start = start[ordered[start + step] == ordered[start]]
             if not len(start):
                 break
             first, second = order[start], order[start + step]
-            # The earlier one first, whatever part found them.
-            yield np.minimum(first, second), np.maximum(first, second)
+            met = np.zeros(len(first), bool)
+            for other in earlier:
+                met |= other[first] == other[second]
+            if not met.all():
+                yield first[~met], second[~met]
+        earlier.append(keys)
 
 
 def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:

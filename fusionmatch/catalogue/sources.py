@@ -296,7 +296,8 @@ def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[Quarant
     halved = listed and _HALF.search(text) is not None
     for number, entry in enumerate(entries, start=1):
         try:
-            record = entry if listed else json.loads(entry)
+            # A list may hold its objects as text.
+            record = json.loads(entry) if isinstance(entry, str) else entry
             if halved or (not listed and _HALF.search(entry)):
                 json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
@@ -352,13 +353,39 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
             tables = [pq.ParquetFile(file).read() for file in files]
             table = pa.concat_tables(tables, promote_options="default")
             source = Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
-        source.table.validate(full=True)  # texts may be no UTF-8
+        source.table = _with_valid_cells(source)
     except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
             "Shards must have the same columns of the same types."
         ) from error
     return source
+
+
+def _with_valid_cells(source: Source) -> pa.Table:
+    """The table with empty cells for those that Arrow cannot hand out, such as texts that are no UTF-8."""
+    table = source.table
+    for position, column in enumerate(table.columns):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            cells: list[Any] = []
+            broken: list[int] = []
+            for row, cell in enumerate(column):
+                try:
+                    cells.append(cell.as_py())
+                except (ValueError, OverflowError):
+                    cells.append(None)
+                    broken.append(row)
+            if not broken:
+                raise
+            file, row = source.places[broken[0]]
+            logger.warning(
+                f"'{file}': {len(broken)} cell(s) of the column '{table.column_names[position]}' cannot be read and "
+                f"stay empty, the first one in row {row}: {error}."
+            )
+            table = table.set_column(position, table.field(position), pa.array(cells, column.type))
+    return table
 
 
 def _is_hub_name(path: Any) -> bool:

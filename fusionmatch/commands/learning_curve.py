@@ -56,7 +56,17 @@ class CurveTrainingArguments(AdaptTrainingArguments):
 
 SETTINGS_FILE = "settings.json"
 # What another run in the same folder may have otherwise.
-NO_MATTER = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "feature_cache_dir", "report_to"}
+NO_MATTER = {
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "disable_tqdm",
+    "feature_cache_dir",
+    "image_cache_dir",
+    "report_to",
+    "report_language",
+    "push_to_hub",
+}
 
 
 def run(argv: list[str]) -> None:
@@ -75,7 +85,7 @@ def run(argv: list[str]) -> None:
     _, processor = load_base(model_args)
     pictures = len(splits["train"])
     every = asdict(model_args) | asdict(data_args) | asdict(lora_args) | args.to_dict()
-    settings = {name: value for name, value in every.items() if name not in NO_MATTER}
+    settings = {name: value for name, value in every.items() if name not in NO_MATTER and not name.startswith("hub_")}
     _check_settings(output_dir, settings, args.process_index == 0)
 
     def build() -> tuple[nn.Module, Any]:
@@ -110,11 +120,12 @@ def _check_settings(folder: Path, settings: dict[str, Any], main_process: bool) 
     settings = json.loads(json.dumps(settings, default=str))
     if path.is_file() and any(folder.glob(f"*/{METRICS_FILE}")):
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in settings if settings[name] != before.get(name)]
+        # An earlier version did not know every setting, and measured without those that it did not know.
+        other = [name for name in settings if name in before and settings[name] != before[name]]
         if other:
             raise ValueError(
                 f"What lies in {folder} was measured with another "
-                + ", ".join(f"`{name}` ({before.get(name)}, now {settings[name]})" for name in other[:3])
+                + ", ".join(f"`{name}` ({before[name]}, now {settings[name]})" for name in other[:3])
                 + ". Name another `--output_dir`."
             )
     elif main_process:

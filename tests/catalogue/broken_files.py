@@ -225,9 +225,15 @@ def _odd_folders(chance: random.Random, number: int) -> tuple[str, Callable[[Pat
 
 
 def _workbook(rows: list[list[Any]]) -> bytes:
-    book, file = openpyxl.Workbook(), io.BytesIO()
+    book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
+    return saved(book)
+
+
+def saved(book: openpyxl.Workbook) -> bytes:
+    """The workbook as a file."""
+    file = io.BytesIO()
     book.save(file)
     return file.getvalue()
 
@@ -244,9 +250,14 @@ _CELL = b'<row r="%d"><c r="%s" t="inlineStr"><is><t>%s</t></is></c></row>'
 _SHEET = b"<worksheet " + _XMLNS + b"><sheetData>%s</sheetData></worksheet>"
 
 
+def sheet_of_rows(rows: bytes) -> bytes:
+    """A workbook whose one sheet has these rows."""
+    return _with_sheet(_SHEET % rows)
+
+
 def sheet_with_a_far_cell(place: bytes) -> bytes:
     """A workbook with a cell in the first row and one in the last."""
-    return _with_sheet(_SHEET % (_CELL % (1, b"A1", b"image") + _CELL % (1_048_576, place, b"x")))
+    return sheet_of_rows(_CELL % (1, b"A1", b"image") + _CELL % (1_048_576, place, b"x"))
 
 
 def _excel(chance: random.Random, number: int) -> tuple[str, Callable[[Path], Path]]:

@@ -119,6 +119,8 @@ def test_what_cannot_be_guessed_is_asked_for(missing, argument):
         (["red, large.jpg", "b.jpg"], None),
         (["a.jpg,b.jpg", "red, large.jpg"], None),
         (["http://x/a|http://x/b"], "|"),
+        (["https://i.example/p0,1.jpg,600x600.jpg"], None),
+        (["https://i.example/a.jpg,https://i.example/b.jpg,", "c.jpg,d.jpg"], ","),
         (["a.jpg", None], None),
     ],
 )

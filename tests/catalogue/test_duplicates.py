@@ -17,9 +17,11 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from fusionmatch.catalogue import read_catalogue
+from fusionmatch.catalogue import duplicates, read_catalogue
 from fusionmatch.catalogue.duplicates import group_pictures, picture_hash, text_key
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 
@@ -63,6 +65,26 @@ def test_plain_colours_are_the_same_only_if_they_are():
     shades = [(200, 30, 30), (201, 30, 30), (200, 30, 30), (30, 200, 30)]
     assert group_pictures([picture_hash(Image.new("RGB", (32, 32), shade)) for shade in shades]) == [0, 1, 0, 3]
     assert group_pictures([]) == []
+
+
+@given(st.permutations(range(4)))
+def test_groups_do_not_depend_on_the_order_of_the_rows(order):
+    """A cell is 11 apart: near enough for a contrast of 91, not for one of 80 (an eighth is 10)."""
+    plain, lively, other = (bytearray(32 + 192) for _ in range(3))
+    plain[32:34], lively[32:34] = (80, 0), (91, 0)
+    other[0] = 255
+    hashes = [bytes(plain), bytes(lively), bytes(plain), bytes(other)]
+    groups = group_pictures([hashes[row] for row in order])
+    owners = [{order[at] for at, group in enumerate(groups) if group == first} for first in sorted(set(groups))]
+    assert sorted(map(sorted, owners)) == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("alike", [1, 2, 13])
+def test_a_pair_is_compared_once_however_many_parts_are_alike(alike):
+    bits = np.zeros((2, 256), np.uint8)
+    bits[1, alike:13] = 1  # bit n is in part n
+    ((first, second),) = duplicates._alike_in_a_part(np.packbits(bits, axis=1))
+    assert sorted([*first, *second]) == [0, 1]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])

@@ -91,6 +91,8 @@ def test_json_lines_and_json_list(shop):
     assert_whole(read_catalogue(write_jsonl(shop / "b.json")))
     (shop / "c.json").write_text(json.dumps(ROWS, indent=1))
     assert_whole(read_catalogue(shop / "c.json"))
+    (shop / "d.json").write_text(json.dumps([ROWS[0], *map(json.dumps, ROWS[1:])]))
+    assert_whole(read_catalogue(shop / "d.json"))
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])

@@ -13,6 +13,8 @@
 # limitations under the License.
 """A Hub on this machine, and a process that talks to it."""
 
+import os
+
 import pytest
 
 from .client import Client, hub_environment
@@ -34,6 +36,8 @@ def hub_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def client(hub, hub_home, tmp_path_factory):
     """`alice`, who may write to `alice/...` and `acme/...`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this platform does not fork")
     environment = hub_environment(hub.endpoint, hub_home, hub.token("alice"))
     process = Client(environment, tmp_path_factory.mktemp("client"))
     yield process

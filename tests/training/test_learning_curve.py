@@ -84,6 +84,15 @@ def test_other_settings_in_the_same_folder_are_refused(run, capsys):
     assert "measured with another `learning_rate` (0.001, now 0.5)" in capsys.readouterr().err
 
 
+def test_a_folder_of_an_earlier_version_is_gone_on_with(run, tmp_path):
+    _, folder, points = run("--labels", "12")
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("download_images") is False
+    path.write_text(json.dumps(settings))
+    assert run("--labels", "12", "--image_cache_dir", str(tmp_path), "--hub_model_id", "acme/shop")[::2] == (0, points)
+
+
 def test_numbers_of_labels_that_make_no_sense_are_refused(run, capsys):
     assert run("--labels", "1")[0] == 1
     assert "between 2 and the" in capsys.readouterr().err
