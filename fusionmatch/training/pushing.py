@@ -81,10 +81,10 @@ class PushingTrainer(Trainer):
     [`~transformers.Trainer`] whose pushes are those of [`~fusionmatch.hub.push_folder`]: the folders of a training
     hold texts and pictures of the catalogue, and pickles, and Trainer would send them all.
 
-    > With `hub_strategy` `checkpoint` or `all_checkpoints`, and only then, the state of the training goes as well: that
-    > of the optimizer, of the schedule and of the random numbers, which transformers pickles. It lies in the sub-folder
-    > `last-checkpoint`, or in one a checkpoint. Loading never looks into these; to go on from one is to trust who
-    > wrote it. `training_args.json` and paths of this machine stay.
+    > With `hub_strategy` `checkpoint` or `all_checkpoints`, and only then, the state of the training goes as well, of
+    > optimizer, schedule and random numbers, which transformers pickles. It lies in the sub-folder `last-checkpoint`,
+    > or in one a checkpoint. Loading never looks into these; to go on from one is to trust who wrote it.
+    > `training_args.json` and paths of this machine stay.
     """
 
     hub_base_revision: str | None = None
