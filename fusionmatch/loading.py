@@ -15,6 +15,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,21 @@ def precision(model: nn.Module) -> str:
     return f"{method}{model.dtype}"
 
 
+# Settings that a base may be loaded with in place of its own; the others say what its weights are.
+_SETTINGS = FusionMatchConfig.__annotations__.keys() - {
+    *("vision_config", "text_config", "untrained_modules", "format_version"),
+}
+
+
 def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
     """Settings in which a loaded configuration differs from the checkpoint that it came from."""
     saved = FusionMatchConfig.from_pretrained(config.name_or_path, revision=base_revision(config))
-    own = FusionMatchConfig.__annotations__.keys() - {"vision_config", "text_config", "untrained_modules"}
-    return {name: getattr(config, name) for name in sorted(own) if getattr(config, name) != getattr(saved, name)}
+    return {name: getattr(config, name) for name in sorted(_SETTINGS) if getattr(config, name) != getattr(saved, name)}
+
+
+def noted_settings(note: dict[str, Any]) -> dict[str, Any]:
+    """The settings in what [`write_fingerprint`] wrote; of a file from elsewhere nothing else is passed on."""
+    return {name: value for name, value in (note.get("settings") or {}).items() if name in _SETTINGS}
 
 
 def base_revision(config: FusionMatchConfig) -> str | None:
@@ -143,22 +154,32 @@ def load_pretrained(
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
         `OSError`: the Hub does not give it; the message says why and what to do.
-        `ValueError`: it holds another kind of model, or the adapter was made on a base with other weights.
+        `ValueError`: it holds another kind of model, or the adapter was made on a base with other weights or on
+            another adapter.
         [`~fusionmatch.repository.UnsafeFolderError`]: it is not whole, its weights are pickled, or it names code or
             files elsewhere. Nothing that is fetched is ever run.
     """
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-    # The settings first: what is not ours is known before its weights are fetched.
-    folder = fetch(model_name_or_path, SETTINGS_PATTERNS, **hub)
-    check_settings(folder)
-    on_hub = not Path(model_name_or_path).is_dir()
-    if on_hub:
-        folder = fetch(
-            model_name_or_path, (*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS), **(hub | {"revision": folder.name})
-        )
-    check_weights(folder)
+    folder = _fetch_checked(model_name_or_path, **hub)
+    load = _load_checkpoint
     if (folder / ADAPTER_FILE).is_file():
-        return _load_adapter(model_name_or_path, folder, hub, ranking_stage=ranking_stage, **kwargs)
+        load = partial(_load_adapter, hub=hub)
+    return load(model_name_or_path, folder, ranking_stage=ranking_stage, **kwargs)
+
+
+def _fetch_checked(name: str | Path, **hub: Any) -> Path:
+    """The folder of a checkpoint or adapter, looked at; the settings first: what is not ours costs no weights."""
+    folder = fetch(name, SETTINGS_PATTERNS, **hub)
+    check_settings(folder)
+    if not Path(name).is_dir():
+        folder = fetch(name, (*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS), **(hub | {"revision": folder.name}))
+    check_weights(folder)
+    return folder
+
+
+def _load_checkpoint(
+    name: str | Path, folder: Path, ranking_stage: bool | None = None, **kwargs: Any
+) -> tuple[nn.Module, Any]:
     architectures = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures")
     kwargs["use_safetensors"] = True
     if FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False:
@@ -168,8 +189,8 @@ def load_pretrained(
         if ranking_stage:
             model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
     # An adapter made on it notes this name and commit, not the place in the cache; PEFT looks at the model's own.
-    model.config.name_or_path = model.name_or_path = str(model_name_or_path)
-    model.config._commit_hash = folder.name if on_hub else None
+    model.config.name_or_path = model.name_or_path = str(name)
+    model.config._commit_hash = None if Path(name).is_dir() else folder.name
     _set_starts(getattr(model, "fusionmatch", model), kwargs)
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
@@ -186,9 +207,14 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
         )
     note = path / FINGERPRINT_FILE
     made_on = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    settings = (made_on or {}).get("settings", {}) | kwargs
     try:
-        base, processor = load_pretrained(base_path, **settings, **(hub | {"revision": config.revision}))
+        base_folder = _fetch_checked(base_path, **(hub | {"revision": config.revision}))
+        if (base_folder / ADAPTER_FILE).is_file():
+            raise ValueError(
+                f"The base of the adapter {name}, {base_path}, is an adapter itself. Merge that one into its base "
+                "(`fusionmatch adapter merge`), and adapt the checkpoint that comes of it."
+            )
+        base, processor = _load_checkpoint(base_path, base_folder, **(noted_settings(made_on or {}) | kwargs))
     except OSError as error:
         raise OSError(
             f"The base of the adapter {name} cannot be loaded. {error} If it lies elsewhere, put its path or Hub name "

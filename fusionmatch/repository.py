@@ -42,7 +42,9 @@ from .configuration_fusionmatch import FusionMatchConfig
 
 
 CONFIG_FILE, ADAPTER_FILE, FINGERPRINT_FILE = "config.json", "adapter_config.json", "fusionmatch_base.json"
-ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE, ADAPTER_WEIGHTS_FILE = "model.safetensors", "adapter_model.safetensors"
+# Weights in more than one file. Beside one that holds all they are left over, and transformers does not look at them.
+SHARDS_PATTERNS = ("model-*-of-*.safetensors", "model.safetensors.index.json")
 # What loading reads; of a Hub repository nothing else is fetched, so neither code nor pickles are.
 SETTINGS_PATTERNS = (
     *(CONFIG_FILE, ADAPTER_FILE, FINGERPRINT_FILE, "model*.safetensors.index.json"),
@@ -57,6 +59,12 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 # The core files, which the Hub may carry beside the weights.
 _OUR_CODE = re.compile(r"(configuration|modeling|processing)_fusionmatch\w*\.FusionMatch\w+")
+# Entries that are read here or in loading, and what they have to be.
+_KINDS = {
+    CONFIG_FILE: {"model_type": str | None, "architectures": list | None},
+    ADAPTER_FILE: {"base_model_name_or_path": str | None, "revision": str | None, "auto_mapping": dict | None},
+    FINGERPRINT_FILE: {"fingerprint": str, "dtype": str, "settings": dict | None},
+}
 _OUR_MODELS = ("FusionMatchModel", "FusionMatchForImageTextRetrieval")
 
 
@@ -169,7 +177,8 @@ def check_settings(folder: str | Path) -> None:
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
         `ValueError`: it is the checkpoint of another model.
-        [`UnsafeFolderError`]: a file is not JSON, names code that is not this library's, or files elsewhere.
+        [`UnsafeFolderError`]: a file is not JSON or has an entry of a kind that it cannot have, names code that is not
+            this library's, or files elsewhere.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
@@ -179,10 +188,11 @@ def check_settings(folder: str | Path) -> None:
     paths = [path for pattern in SETTINGS_PATTERNS if pattern.endswith(".json") for path in folder.glob(pattern)]
     contents = {path.name: _read_json(path) for path in paths}
     for name, content in contents.items():
+        _check_kinds(folder / name, content)
         _check_code(folder / name, content)
     adapter = contents.get(ADAPTER_FILE)
     if adapter is not None:
-        library = (adapter.get("auto_mapping") or {}).get("parent_library") or "fusionmatch"
+        library = str((adapter.get("auto_mapping") or {}).get("parent_library") or "fusionmatch")
         named = adapter.get("megatron_core") if adapter.get("megatron_config") else None
         if library.split(".")[0] != "fusionmatch" or named is not None:
             raise UnsafeFolderError(
@@ -212,11 +222,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_kinds(path: Path, content: dict[str, Any]) -> None:
+    """Raises where an entry that is read before the library's own checks is not what it has to be."""
+    for name, kind in _KINDS.get(path.name, {}).items():
+        value = content.get(name)
+        if not isinstance(value, kind):
+            raise UnsafeFolderError(
+                f"{path} has {type(value).__name__} as `{name}`, which has to be "
+                f"{kind.__name__ if isinstance(kind, type) else kind}. Save or fetch it again."
+            )
+
+
 def _check_code(path: Path, content: Any) -> None:
     """Raises where a setting, at any depth, would have transformers import something that is not this library's."""
     for key, value in content.items():
         if key == "auto_map" and path.name in (CONFIG_FILE, "processor_config.json", "tokenizer_config.json"):
-            named = [name for each in (value or {}).values() for name in (each if isinstance(each, list) else [each])]
+            # Read as broadly as it could be meant: what is no mapping names code as well.
+            each_auto = value.values() if isinstance(value, dict) else [value]
+            named = [name for each in each_auto for name in (each if isinstance(each, list) else [each])]
             foreign = [name for name in named if name is not None and not _OUR_CODE.fullmatch(str(name))]
         elif key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
             # With a slash it is a repository of kernels.
@@ -243,7 +266,9 @@ def check_weights(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     adapter = (folder / ADAPTER_FILE).is_file()
     names = {path.name for path in folder.glob(ADAPTER_WEIGHTS_FILE if adapter else "model*.safetensors")}
-    for index in () if adapter else folder.glob("model*.safetensors.index.json"):
+    if WEIGHTS_FILE in names:
+        names = {name for name in names if not Path(name).match(SHARDS_PATTERNS[0])}
+    for index in () if adapter or WEIGHTS_FILE in names else folder.glob("model*.safetensors.index.json"):
         shards = _read_json(index).get("weight_map")
         shards = set(map(str, shards.values())) if isinstance(shards, dict) else {f"{shards}"}
         outside = sorted(name for name in shards if re.fullmatch(r"model[\w.-]*\.safetensors", name) is None)

@@ -22,7 +22,7 @@ import torch
 from peft import get_peft_model
 
 from fusionmatch.hub import UnsafeFolderError, choose_files
-from fusionmatch.loading import load_pretrained, write_fingerprint
+from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
 from fusionmatch.training import lora_config
 
 from .core.tiny import tiny_model, tiny_processor
@@ -110,10 +110,11 @@ def test_a_pickle_under_another_name(name, base, tmp_path):
 def test_a_pickle_that_nothing_reads_stays_at_home(base):
     torch.save({"step": 3}, base / "optimizer.pt")
     (base / "training_args.bin").write_bytes(b"\x80\x04")
+    (base / ".cache").mkdir()
     load_pretrained(base)
     files, left_out = choose_files(base)
     assert "optimizer.pt" not in files and "training_args.bin" not in files
-    assert {"optimizer.pt", "training_args.bin"} <= left_out.keys()
+    assert {"optimizer.pt", "training_args.bin", ".cache"} <= left_out.keys()
 
 
 @pytest.mark.parametrize("broken", ["cut", "header", "empty"])
@@ -155,6 +156,9 @@ def test_a_shard_is_missing(base):
             {"auto_map": {"AutoModel": "evil/repo--modeling_fusionmatch.FusionMatchModel"}},
             ["evil/repo"],
         ),
+        ("config.json", {"auto_map": "modeling_evil.Evil"}, ["auto_map", "modeling_evil.Evil"]),
+        ("config.json", {"architectures": "EvilModel"}, ["architectures", "str", "list"]),
+        ("config.json", {"model_type": ["fusionmatch"]}, ["model_type", "list", "str"]),
         ("config.json", {"architectures": ["EvilModel"]}, ["EvilModel", "FusionMatchModel"]),
         ("config.json", {"transformers_weights": "../model.safetensors"}, ["transformers_weights"]),
         ("config.json", {"_attn_implementation": "evil/kernels"}, ["evil/kernels"]),
@@ -162,7 +166,10 @@ def test_a_shard_is_missing(base):
         ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "p.Evil"}}}, ["auto_map"]),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["p.Evil", None]}}, ["p.Evil"]),
     ],
-    ids=["code", "code elsewhere", "class", "weights", "kernels", "processor", "image processor", "tokenizer"],
+    ids=[
+        *("code", "code elsewhere", "code as text", "class as text", "kind as list", "class", "weights", "kernels"),
+        *("processor", "image processor", "tokenizer"),
+    ],
 )
 def test_settings_that_name_other_code(name, entries, words, base):
     change(base / name, **entries)
@@ -181,6 +188,51 @@ def test_an_adapter_that_names_another_module(adapter):
     refused(adapter, "subprocess")
     change(adapter / "adapter_config.json", auto_mapping=None, megatron_config={"a": 1}, megatron_core="antigravity")
     refused(adapter, "antigravity")
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("adapter_config.json", {"auto_mapping": "subprocess.Popen"}),
+        ("adapter_config.json", {"base_model_name_or_path": ["acme/base"]}),
+        ("fusionmatch_base.json", {"settings": ["trust_remote_code"]}),
+        ("fusionmatch_base.json", {"dtype": None}),
+    ],
+)
+def test_entries_of_an_adapter_that_are_of_another_kind(name, entries, adapter):
+    change(adapter / name, **entries)
+    refused(adapter, name, *entries, "has to be")
+
+
+def test_settings_of_a_base_are_all_that_an_adapter_hands_on(adapter, models):
+    base = fingerprint(load_pretrained(models / "base")[0])
+    settings = {"max_logit_scale": 50.0, "device_map": "nowhere", "format_version": 99, "untrained_modules": ["x"]}
+    change(adapter / "fusionmatch_base.json", fingerprint=base, settings=settings)
+    model, _ = load_pretrained(adapter)
+    assert model.config.max_logit_scale == 50.0
+    assert (model.config.format_version, model.config.untrained_modules) == (1, [])
+
+
+def test_a_base_that_is_an_adapter_itself(adapter):
+    change(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
+    with pytest.raises(ValueError, match="is an adapter itself"):
+        load_pretrained(adapter)
+
+
+@pytest.mark.parametrize("left_over", ["index", "index and shards"])
+def test_an_index_beside_weights_that_are_whole(left_over, base):
+    load_pretrained(base)[0].save_pretrained(base.parent / "sharded", max_shard_size="80KB")
+    shards = sorted((base.parent / "sharded").glob("model-*.safetensors"))
+    left = [base.parent / "sharded" / "model.safetensors.index.json", *(shards[1:] if "shards" in left_over else ())]
+    for path in left:
+        shutil.copy(path, base)
+    expected = fingerprint(load_pretrained(base)[0])
+    files, left_out = choose_files(base)
+    assert not {path.name for path in left} & files.keys()
+    assert all("of no use" in left_out[path.name] for path in left)
+    for path in left:
+        (base / path.name).unlink()
+    assert fingerprint(load_pretrained(base)[0]) == expected
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])

@@ -15,6 +15,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def fit_and_report(
     main_process = args.process_index == 0
     check_output_dir(args.output_dir)
     output_dir = Path(args.output_dir)
-    intake = data_args.read()
+    # Pictures by URL are downloaded once; the other processes find them on the disk.
+    with args.main_process_first(desc="the catalogue") if data_args.download_images else nullcontext():
+        intake = data_args.read()
     splits = data_args.split(intake)
     splits, unpaired_texts = data_args.take_apart(splits)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,8 @@ def fit_and_report(
 
 def _push(result: FitResult, folder: Path) -> None:
     try:
-        pushed = result.trainer.push_to_hub()
+        # What `fit` saved, with the card; this process alone could not save what is spread over all of them.
+        pushed = result.trainer.push_saved()
     except OSError as error:
         name = result.trainer.hub_model_id
         raise OSError(f"{error} All is whole in {folder}: `fusionmatch push {folder} {name}` sends it.") from error

@@ -72,7 +72,7 @@ def run(argv: list[str]) -> None:
             index.save_pretrained(args.index_dir)
     folder, name = args.calibration_dir, model_args.model_name_or_path
     if folder is None and name is not None:
-        # Of a name on the Hub it came along with the settings, of the revision that was loaded.
+        # Of a name on the Hub it came along with the settings; one of other weights is refused.
         folder = fetch(name, SETTINGS_PATTERNS, revision=model_args.model_revision)
     index.calibration = None if folder is None else load_calibration(folder, model).get("t2i")
     threshold = None

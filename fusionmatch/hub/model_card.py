@@ -35,7 +35,8 @@ TASK = "image-text-retrieval"
 # Columns whose values a card shows; others may be nobody's business.
 _DIVIDED_BY = ("category", "script")
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What begins with a dot is a folder.
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # As the templates have it: a card is read beside its files first.
 _FROM_FOLDER = 'load_pretrained(".")  # the folder of this card; from elsewhere its path'
 
@@ -260,10 +261,14 @@ def card_for_hub(card: str, repo_id: str, base: str | None = None) -> str:
         `str`: the card, by which one loads from the Hub.
     """
     card = card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")')
-    if base is None:
-        return card
     content = ModelCard(card, ignore_metadata_errors=True)
-    content.data.base_model, content.data.base_model_relation = base, "adapter"
+    # PEFT tags a card with the base as it was loaded: the path of a folder.
+    tags = [tag for tag in content.data.tags or () if not tag.startswith("base_model:")]
+    if base is None and tags == (content.data.tags or []):
+        return card
+    content.data.tags = tags or None
+    if base is not None:
+        content.data.base_model, content.data.base_model_relation = base, "adapter"
     return f"{str(content).rstrip()}\n"
 
 
@@ -271,7 +276,7 @@ def public_name(name_or_path: str) -> str:
     """A Hub name as it is; of a path, in the form of any system, the last part alone."""
     if Path(name_or_path).exists():
         return Path(name_or_path).resolve().name
-    if HUB_NAME.fullmatch(name_or_path) and not name_or_path.startswith("."):
+    if HUB_NAME.fullmatch(name_or_path):
         return name_or_path
     return re.split(r"[\\/]", name_or_path.rstrip("\\/"))[-1]
 

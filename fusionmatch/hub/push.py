@@ -25,11 +25,12 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.constants import DEFAULT_REVISION, REPOCARD_NAME
+from huggingface_hub.file_download import REGEX_COMMIT_HASH
 from transformers.utils import logging
 
 from .. import configuration_fusionmatch
 from ..configuration_fusionmatch import FusionMatchConfig
-from ..loading import fingerprint, load_pretrained
+from ..loading import fingerprint, load_pretrained, noted_settings
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 from ..processing_fusionmatch import FusionMatchProcessor
@@ -38,6 +39,8 @@ from ..repository import (
     CONFIG_FILE,
     FINGERPRINT_FILE,
     SETTINGS_PATTERNS,
+    SHARDS_PATTERNS,
+    WEIGHTS_FILE,
     WEIGHTS_PATTERNS,
     UnsafeFolderError,
     check_settings,
@@ -58,21 +61,27 @@ _MODEL_PATTERNS = (
 )
 _TEXT_PATTERNS = (REPOCARD_NAME, "LICENSE*", "NOTICE*")
 REPORT_FILE = "report.html"
+TRAINER_STATE_FILE = "trainer_state.json"
+# What a training goes on from besides the model, that of FSDP and DeepSpeed among it. Trainer pickles most of it.
+STATE_PATTERNS = (
+    *(TRAINER_STATE_FILE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "batch_sampler.safetensors"),
+    *("loss_weighting.safetensors", "teacher.safetensors", "pytorch_model_fsdp*", "global_step*", "latest"),
+)
 # Patterns of what stays -> why.
 _STAYS = {
     "texts or pictures of the catalogue": (
         *(REPORT_FILE, "report.json", "queries*.parquet", "findings.jsonl", "quarantine.jsonl"),
     ),
     "left over from the training": (
-        *("checkpoint-*", "feature_cache", "run.json", "losses.jsonl", "training_args.*", "trainer_state.json"),
-        *("optimizer*", "scheduler*", "scaler*", "rng_state*", "runs", "batch_sampler.safetensors"),
-        *("loss_weighting.safetensors", "teacher.safetensors"),
+        *("checkpoint-*", "feature_cache", "run.json", "losses.jsonl", "training_args.*", "runs", *STATE_PATTERNS),
     ),
 }
 # The core, name -> file: what imports nothing else of ours.
 _CODE = {path.name: path for path in Path(configuration_fusionmatch.__file__).parent.glob("*_fusionmatch*.py")}
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+# Files of numbers, where no token is looked for.
+_TENSORS = (".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
 
 @dataclass
@@ -100,6 +109,7 @@ def push_folder(
     repo_id: str,
     *,
     base_model: str | None = None,
+    base_revision: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
@@ -107,6 +117,7 @@ def push_folder(
     create_pr: bool = False,
     include_report: bool = False,
     include_code: bool = False,
+    resume_path: str | None = None,
 ) -> PushedFolder:
     r"""
     Pushes a checkpoint or an adapter to the Hub in one commit, after it was looked at; made on demand, the repository
@@ -118,8 +129,10 @@ def push_folder(
         repo_id (`str`):
             Name on the Hub, `user/name` or `organisation/name`.
         base_model (`str`, *optional*):
-            Hub name of an adapter's base, where the adapter was made on a folder. It is loaded, and has to have the
-            same weights; the commit that has them is what the adapter on the Hub refers to.
+            Hub name of an adapter's base, where the adapter was made on a folder. The base is loaded, and has to have
+            the same weights; the commit that has them is what the adapter on the Hub refers to.
+        base_revision (`str`, *optional*):
+            Revision of the base; defaults to the one that the adapter was made on, else to the newest.
         private (`bool`, *optional*):
             Whether a repository that is not there yet is made private; by default that of an adapter is. One that is
             there stays what it is.
@@ -136,13 +149,17 @@ def push_folder(
         include_code (`bool`, *optional*, defaults to `False`):
             Whether the files of the model's own classes go along with a checkpoint, so that transformers loads it with
             `trust_remote_code=True` where FusionMatch is not installed. With FusionMatch they are never looked at.
+        resume_path (`str`, *optional*):
+            Sub-folder of the repository that gets the model once more, and with it what a training goes on from. That
+            is the state of transformers' own Trainer, most of it pickled; loading never looks into sub-folders.
 
     Returns:
         [`PushedFolder`]
 
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
-        `ValueError`: the base of an adapter is not on the Hub, or has other weights.
+        `ValueError`: the base of an adapter is not on the Hub, or has other weights, or the repository holds a
+            checkpoint and this is an adapter, or the other way round.
         [`~fusionmatch.repository.UnsafeFolderError`]: the folder is not whole, or holds what the Hub should not.
         `OSError`: the Hub refuses it; the message says why and what to do.
     """
@@ -152,12 +169,17 @@ def push_folder(
     contents: dict[str, Path | bytes] = dict(files)
     base = None
     if adapter:
-        base, changed = _adapter_for_hub(folder, base_model, token)
-        contents |= changed
+        base, changed = _adapter_for_hub(folder, base_model, base_revision, token)
+        contents |= _without_code(files) | changed
     elif base_model is not None:
         raise ValueError(f"{folder} is a checkpoint of its own, so `base_model` {base_model} has nothing to say.")
     elif include_code or any(path.suffix == ".py" for path in files.values()):
         contents |= _code_for_hub(folder)
+    else:
+        contents |= _without_code(files)
+    if resume_path is not None:
+        again = {name: content for name, content in contents.items() if _fits(name, _MODEL_PATTERNS)}
+        contents |= {f"{resume_path}/{name}": each for name, each in (again | _state_for_hub(folder)).items()}
     _check_no_token(contents, token)
 
     api = HfApi(token=token, library_name="fusionmatch")
@@ -174,7 +196,10 @@ def push_folder(
         there = api.repo_info(repo_id, revision=branch)
         # Shards of another number, a tokenizer of another kind: what a push before left would be read with this one.
         names = [sibling.rfilename for sibling in there.siblings or ()]
-        stale = [name for name in names if name not in contents and _fits(name, _MODEL_PATTERNS)]
+        _check_kind(repo_id, names, adapter)
+        gone = [name for name in names if name not in contents]
+        # None of the folder of another checkpoint, each of which is one of its own.
+        stale = [name for name in gone if _fits(name, _MODEL_PATTERNS) or name.split("/")[0] == resume_path]
         commit = api.create_commit(
             repo_id,
             [
@@ -229,6 +254,7 @@ def choose_files(folder: str | Path, include_report: bool = False) -> tuple[dict
             )
     going = (*_MODEL_PATTERNS, *_TEXT_PATTERNS, *((REPORT_FILE,) if include_report else ()))
     files, left_out = {}, {}
+    whole = (folder / WEIGHTS_FILE).is_file()
     for path in sorted(folder.iterdir()):
         why = next((why for why, patterns in _STAYS.items() if _fits(path.name, patterns)), "no part of the model")
         own = _CODE.get(path.name)
@@ -237,9 +263,11 @@ def choose_files(folder: str | Path, include_report: bool = False) -> tuple[dict
                 f"{folder} holds code ({path.name}) that is not this FusionMatch's, and others might run it. Take it "
                 "out; FusionMatch loads its own models without."
             )
-        if path.is_file() and _fits(path.name, going):
+        if whole and _fits(path.name, SHARDS_PATTERNS):
+            left_out[path.name] = f"of no use beside {WEIGHTS_FILE}"
+        elif path.is_file() and _fits(path.name, going):
             files[path.name] = path
-        elif not path.name.startswith("."):
+        else:
             left_out[path.name] = why
     for path in files.values():
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -275,28 +303,68 @@ def _code_for_hub(folder: Path) -> dict[str, Path | bytes]:
     return _CODE | {name: (json.dumps(each, indent=2) + "\n").encode() for name, each in changed.items()}
 
 
-def _adapter_for_hub(folder: Path, base_model: str | None, token: str | None) -> tuple[str, dict[str, bytes]]:
+def _without_code(files: dict[str, Path]) -> dict[str, bytes]:
+    """The settings that name code, as those of what was loaded with `trust_remote_code`, without its names."""
+    changed = {}
+    for name in files.keys() & {CONFIG_FILE, "processor_config.json", "tokenizer_config.json"}:
+        settings = json.loads(files[name].read_text(encoding="utf-8"))
+        if settings.pop("auto_map", None) is not None:
+            changed[name] = (json.dumps(settings, indent=2) + "\n").encode()
+    return changed
+
+
+def _state_for_hub(folder: Path) -> dict[str, Path | bytes]:
+    """What a training goes on from besides the model, by its path in the folder."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    going: dict[str, Path | bytes] = {
+        name.as_posix(): path
+        for name, path in paths.items()
+        if path.is_file() and not path.is_symlink() and _fits(name.parts[0], STATE_PATTERNS)
+    }
+    if TRAINER_STATE_FILE in going:
+        state = json.loads((folder / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
+        # A path of this machine. A training that goes on finds the best checkpoint by its step, if it is there.
+        state["best_model_checkpoint"] = None
+        going[TRAINER_STATE_FILE] = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
+    return going
+
+
+def _check_kind(repo_id: str, names: list[str], adapter: bool) -> None:
+    """Raises where what is pushed would take the place of something of the other kind."""
+    there = ADAPTER_FILE if ADAPTER_FILE in names else CONFIG_FILE
+    if there in names and (there == ADAPTER_FILE) != adapter:
+        kinds = ("an adapter", "a checkpoint of its own")
+        old, new = kinds if there == ADAPTER_FILE else kinds[::-1]
+        raise ValueError(
+            f"{repo_id} holds {old} (`{there}`), and this is {new}: it would take its place. Push it under another "
+            f"name, or take `{there}` out of the repository first."
+        )
+
+
+def _adapter_for_hub(
+    folder: Path, base_model: str | None, base_revision: str | None, token: str | None
+) -> tuple[str, dict[str, bytes]]:
     """The Hub name of an adapter's base, and the files of the adapter that have to say so."""
     config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     note = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
     made_on = str(config.get("base_model_name_or_path") or "")
     if base_model is None:
-        if HUB_NAME.fullmatch(made_on) and not Path(made_on).exists():
-            return made_on, {}
-        raise ValueError(
-            f"The adapter {folder} was made on the base in the folder {made_on}, which nobody else has. Push that one "
-            "first (`fusionmatch push BASE USER/BASE`), then name it here: `--base_model USER/BASE`."
-        )
-    revision = check_base(base_model, note, token)
+        if Path(made_on).exists() or not HUB_NAME.fullmatch(made_on):
+            raise ValueError(
+                f"The adapter {folder} was made on the base in the folder {made_on}, which nobody else has. Push that "
+                "one first (`fusionmatch push BASE USER/BASE`), then name it here: `--base_model USER/BASE`."
+            )
+        base_model, base_revision = made_on, base_revision or config.get("revision")
+    revision = check_base(base_model, note, token, base_revision)
     config |= {"base_model_name_or_path": base_model, "revision": revision}
     note |= {"base_model_name_or_path": base_model}
     changed = {ADAPTER_FILE: config, FINGERPRINT_FILE: note}
     return base_model, {name: (json.dumps(each, indent=2) + "\n").encode() for name, each in changed.items()}
 
 
-def check_base(base_model: str, note: dict[str, Any], token: str | None = None) -> str:
+def check_base(base_model: str, note: dict[str, Any], token: str | None = None, revision: str | None = None) -> str:
     """
-    Loads a base from the Hub and compares it with the one that an adapter was made on; once a process.
+    Loads a base from the Hub and compares it with the one that an adapter was made on; each commit once a process.
 
     Args:
         base_model (`str`):
@@ -305,16 +373,22 @@ def check_base(base_model: str, note: dict[str, Any], token: str | None = None) 
             `fingerprint`, `dtype` and `settings`, as [`~fusionmatch.loading.write_fingerprint`] writes them.
         token (`str`, *optional*):
             Token.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the base; defaults to `main`.
 
     Returns:
         `str`: the commit that was loaded.
 
     Raises:
         `ValueError`: it is a folder, or has other weights.
+        `OSError`: the Hub does not give it; the message says why and what to do.
     """
     if Path(base_model).exists() or not HUB_NAME.fullmatch(base_model):
         raise ValueError(f"`base_model` must be the name of the base on the Hub (`user/name`), got {base_model!r}.")
-    revision, found = _fingerprint_of(base_model, note["dtype"], json.dumps(note.get("settings") or {}), token)
+    if revision is None or not REGEX_COMMIT_HASH.fullmatch(revision):
+        with worded_hub_errors(base_model):
+            revision = HfApi(token=token).repo_info(base_model, revision=revision).sha
+    found = _fingerprint_of(base_model, revision, note["dtype"], json.dumps(noted_settings(note)), token)
     if found is None:
         logger.warning(f"The adapter was made on a base in {note['dtype']}; that {base_model} is it was not checked.")
     elif found != note["fingerprint"]:
@@ -327,17 +401,17 @@ def check_base(base_model: str, note: dict[str, Any], token: str | None = None) 
 
 # A training that pushes as it goes asks each time.
 @lru_cache(maxsize=4)
-def _fingerprint_of(name: str, dtype: str, settings: str, token: str | None) -> tuple[str, str | None]:
+def _fingerprint_of(name: str, commit: str, dtype: str, settings: str, token: str | None) -> str | None:
     quantised = "," in dtype
     loading = {} if quantised else {"dtype": dtype.removeprefix("torch.")}
-    model, _ = load_pretrained(name, token=token, **loading, **json.loads(settings))
-    return model.config._commit_hash, None if quantised else fingerprint(model)
+    model, _ = load_pretrained(name, revision=commit, token=token, **loading, **json.loads(settings))
+    return None if quantised else fingerprint(model)
 
 
 def _check_no_token(contents: dict[str, Path | bytes], token: str | None) -> None:
     own = [each.encode() for each in (token, get_token()) if each]
     for name, content in contents.items():
-        if _fits(name, WEIGHTS_PATTERNS):
+        if name.endswith(_TENSORS):
             continue
         data = content if isinstance(content, bytes) else content.read_bytes()
         if _TOKEN.search(data) or any(each in data for each in own):

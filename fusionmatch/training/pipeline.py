@@ -188,7 +188,7 @@ def fit(
     Measures a base on the test split, trains on the training split (choosing the best epoch on the validation split),
     measures again, and saves the model or adapter with its processor, `metrics.json` and the results of each query
     ([`~fusionmatch.evaluation.queries.QueryResults`]) into `args.output_dir`. With `args.push_to_hub` checkpoints are
-    pushed as `args.hub_strategy` says; the end is left to `result.trainer.push_to_hub()`, after a card is written.
+    pushed as `args.hub_strategy` says; the end is left to `result.trainer.push_saved()`, after a card is written.
 
     Args:
         model ([`FusionMatchModel`]):

@@ -13,9 +13,12 @@
 # limitations under the License.
 """What a training sends to the Hub: what [`~fusionmatch.hub.push_folder`] would send, and no more."""
 
+import os
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from shutil import copy2, copytree, ignore_patterns
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.constants import REPOCARD_NAME
@@ -25,8 +28,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from ..hub.push import PushedFolder, check_base, push_folder
-from ..loading import precision
+from ..hub.push import STATE_PATTERNS, PushedFolder, check_base, push_folder
+from ..loading import base_revision, precision
 from ..repository import worded_hub_errors
 from .adapters import peft_base
 from .arguments import FusionMatchTrainingArguments
@@ -37,9 +40,9 @@ logger = logging.get_logger(__name__)
 
 def check_base_on_hub(
     args: FusionMatchTrainingArguments, core: nn.Module, base_fingerprint: str, settings: dict[str, Any]
-) -> None:
+) -> str | None:
     """
-    Checks that an adapter which is pushed can say where on the Hub its base is.
+    Checks that an adapter which is pushed can say where on the Hub its base is, and that it is the base.
 
     Args:
         args ([`FusionMatchTrainingArguments`]):
@@ -51,26 +54,40 @@ def check_base_on_hub(
         settings (`dict[str, Any]`):
             Its [`~fusionmatch.loading.changed_settings`].
 
+    Returns:
+        `str`: the commit of the base; `None` on all processes but the first, which push nothing.
+
     Raises:
         `ValueError`: the base is a folder, and no base on the Hub is named, or one with other weights.
+        `OSError`: the Hub does not give it; the message says why and what to do.
     """
     base = core.config.name_or_path
-    if args.hub_base_model is not None:
-        note = {"fingerprint": base_fingerprint, "dtype": precision(core), "settings": settings}
-        check_base(args.hub_base_model, note, args.hub_token)
-    elif Path(base).is_dir():
+    if args.hub_base_model is None and Path(base).is_dir():
         raise ValueError(
             f"The base is the folder {base}, which nobody else has, so a pushed adapter could not say where its base "
             f"is. Push that one first (`fusionmatch push {base} USER/BASE`), then name it: "
             "`--hub_base_model USER/BASE`."
         )
+    if args.process_index != 0:
+        return None
+    note = {"fingerprint": base_fingerprint, "dtype": precision(core), "settings": settings}
+    if args.hub_base_model is not None:
+        return check_base(args.hub_base_model, note, args.hub_token)
+    return check_base(base, note, args.hub_token, base_revision(core.config))
 
 
 class PushingTrainer(Trainer):
     """
     [`~transformers.Trainer`] whose pushes are those of [`~fusionmatch.hub.push_folder`]: the folders of a training
     hold texts and pictures of the catalogue, and pickles, and Trainer would send them all.
+
+    > With `hub_strategy` `checkpoint` or `all_checkpoints`, and only then, the state of the training goes as well, of
+    > optimizer, schedule and random numbers, which transformers pickles. It lies in the sub-folder `last-checkpoint`,
+    > or in one a checkpoint. Loading never looks into these; to go on from one is to trust who wrote it.
+    > `training_args.json` and paths of this machine stay.
     """
+
+    hub_base_revision: str | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository; that of an adapter is private unless `hub_private_repo` says otherwise."""
@@ -89,7 +106,8 @@ class PushingTrainer(Trainer):
         **kwargs: Any,
     ) -> PushedFolder | Future | None:
         """
-        Saves the model and pushes the output folder, as [`~transformers.Trainer.push_to_hub`] does.
+        Saves the model and pushes the output folder, as [`~transformers.Trainer.push_to_hub`] does. All
+        processes have to call it.
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
@@ -118,22 +136,61 @@ class PushingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        return self._push_output_dir(commit_message, blocking, token, revision, **kwargs)
+
+    def push_saved(self, commit_message: str | None = "End of training") -> PushedFolder | None:
+        """
+        Pushes the output folder as it is. Where saving is the work of all processes, as under FSDP, the first can do
+        this alone.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                First line of the commit.
+
+        Returns:
+            [`~fusionmatch.hub.PushedFolder`]; `None` on all processes but the first.
+
+        Raises:
+            `OSError`: the Hub refuses it; the message says why and what to do.
+        """
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        return self._push_output_dir(commit_message)
+
+    def _push_output_dir(
+        self,
+        message: str | None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> PushedFolder | Future:
         if not (Path(self.args.output_dir) / REPOCARD_NAME).is_file():
             self.create_model_card(**({"model_name": self.hub_model_id.split("/")[-1]} | kwargs))
         self._finish_current_push()
-        push = partial(self._push, self.args.output_dir, commit_message, token, revision)
+        push = partial(self._push, self.args.output_dir, message, token, revision)
         return push() if blocking else hf_api().run_as_future(push)
 
     def _push(
-        self, folder: str, message: str | None, token: str | None = None, revision: str | None = None
+        self,
+        folder: str,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        resume_path: str | None = None,
     ) -> PushedFolder:
         return push_folder(
             folder,
             self.hub_model_id,
             base_model=self.args.hub_base_model if peft_base(self.model) is not self.model else None,
+            base_revision=self.hub_base_revision,
             revision=revision or self.args.hub_revision,
             commit_message=message,
             token=token or self.args.hub_token,
+            resume_path=resume_path,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -147,28 +204,33 @@ class PushingTrainer(Trainer):
         by_step = args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
         message = f"Training in progress, {where}"
-        # A checkpoint's folder is a whole checkpoint or adapter, with the processor.
-        jobs = [hf_api().run_as_future(self._push, checkpoint_folder, message)]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            # To go on from elsewhere: with the optimizer's state, in a folder that loading never looks into.
-            last = strategy == HubStrategy.CHECKPOINT
-            jobs.append(
-                hf_api().upload_folder(
-                    repo_id=self.hub_model_id,
-                    folder_path=checkpoint_folder,
-                    path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
-                    commit_message=f"{message}, checkpoint",
-                    token=args.hub_token,
-                    run_as_future=True,
-                    revision=args.hub_revision,
-                )
-            )
-        for job in jobs:
-            job.add_done_callback(_say_if_failed)
+        resume_path = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }.get(strategy)
+        # The checkpoint may be deleted (`save_total_limit`) before its turn comes.
+        kept = TemporaryDirectory(prefix=".push-", dir=args.output_dir)
+        ignored = ignore_patterns(*STATE_PATTERNS) if resume_path is None else None
+        copytree(checkpoint_folder, kept.name, ignore=ignored, copy_function=_link, dirs_exist_ok=True)
+        job = hf_api().run_as_future(self._push_kept, kept, message, resume_path)
+        job.add_done_callback(_say_if_failed)
         if busy:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.append(job)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress([job])
+
+    def _push_kept(self, kept: TemporaryDirectory, message: str, resume_path: str | None) -> PushedFolder:
+        with kept as folder:
+            # A whole checkpoint or adapter, with the processor.
+            return self._push(folder, message, resume_path=resume_path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Not every file system has links.
+        copy2(source, target)
 
 
 def _say_if_failed(job: Future) -> None:

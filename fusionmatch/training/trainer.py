@@ -160,7 +160,7 @@ class FusionMatchTrainer(PushingTrainer):
         self._base_settings = changed_settings(core.config) if adapted else {}
         if adapted and args.push_to_hub:
             # Before the training rather than at its end, and never beside it: loading is not made for two threads.
-            check_base_on_hub(args, core, self._base_fingerprint, self._base_settings)
+            self.hub_base_revision = check_base_on_hub(args, core, self._base_fingerprint, self._base_settings)
         # Known before the mark is taken off.
         self._fresh_ranker = "ranker" in core.config.untrained_modules and "matching" in args.loss_components
         if not adapted:

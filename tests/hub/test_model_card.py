@@ -29,7 +29,7 @@ from fusionmatch.commands import main
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.evaluation.retrieval import CatalogueEmbeddings
 from fusionmatch.hub import write_model_card
-from fusionmatch.hub.model_card import public_name
+from fusionmatch.hub.model_card import card_for_hub, public_name
 from fusionmatch.loading import load_pretrained
 from fusionmatch.starter import build_starter
 from fusionmatch.training.adapters import lora_config
@@ -229,6 +229,16 @@ def test_the_code_of_the_card_runs(adapter, base, kind, monkeypatch, capsys):
 )
 def test_of_a_path_only_the_last_part_is_shown(given, shown):
     assert public_name(given) == shown
+
+
+def test_tags_with_the_path_of_the_base_stay_at_home():
+    # As PEFT writes them.
+    card = "---\ntags:\n- base_model:adapter:/home/jane/base\n- lora\n---\n\nText.\n"
+    for base in (None, "acme/base"):
+        found = card_for_hub(card, "acme/adapter", base)
+        assert "jane" not in found
+        assert ModelCard(found).data.tags == ["lora"]
+        assert ModelCard(found).data.base_model == base
 
 
 def test_a_folder_that_looks_like_a_hub_name_is_a_folder(tmp_path, monkeypatch):

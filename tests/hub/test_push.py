@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -131,6 +130,15 @@ def adapter_on_hub(client, hub, adapter, base_on_hub):
     return "acme/adapter", pushed.text
 
 
+def made_on_base(adapter, folder, name):
+    """The adapter as it would be, had its base been loaded by that name."""
+    shutil.copytree(adapter, folder)
+    for file in ("adapter_config.json", "fusionmatch_base.json"):
+        content = json.loads((folder / file).read_text()) | {"base_model_name_or_path": name}
+        (folder / file).write_text(json.dumps(content))
+    return folder
+
+
 def fails(call, *words):
     """The command says in one line what is wrong, and exits with 1."""
     assert call.wait() == 1, call.text[-2000:]
@@ -177,6 +185,22 @@ class TestBase:
             fails(client.command("push", folder, "acme/leak"), "`README.md` holds a token")
         assert ("models", "acme/leak") not in hub.repositories
 
+    def test_what_was_loaded_from_a_repository_with_code_is_pushed_without_its_names(
+        self, client, hub, base, tmp_path
+    ):
+        folder = shutil.copytree(base, tmp_path / "base")
+        for name, auto_map in (
+            ("config.json", {"AutoModel": "modeling_fusionmatch.FusionMatchModel"}),
+            ("processor_config.json", {"AutoProcessor": "processing_fusionmatch.FusionMatchProcessor"}),
+        ):
+            content = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(content | {"auto_map": auto_map}))
+        assert client.command("push", folder, "acme/nocode").wait() == 0
+        files = hub.files("acme/nocode")
+        assert files.keys() == CHECKPOINT
+        for name in ("config.json", "processor_config.json"):
+            assert json.loads(files[name]) == json.loads((base / name).read_text())
+
     def test_the_same_again_is_no_commit(self, base_on_hub, client, hub, base):
         before = len(hub.repositories["models", base_on_hub].commits)
         assert client.command("push", base, base_on_hub).wait() == 0
@@ -197,6 +221,63 @@ class TestAdapter:
         fails(call, "acme/other is not the base", fingerprint(other))
         assert ("models", "acme/lost") not in hub.repositories
 
+    @pytest.mark.parametrize("made_on", ["../base", "./base", ".runs/base"])
+    def test_what_begins_with_a_dot_is_a_folder(self, made_on, client, hub, adapter, tmp_path):
+        folder = made_on_base(adapter, tmp_path / "adapter", made_on)
+        fails(client.command("push", folder, "acme/lost"), f"in the folder {made_on}", "--base_model USER/BASE")
+        assert ("models", "acme/lost") not in hub.repositories
+
+    def test_made_on_a_base_of_the_hub_it_is_compared_and_pinned(
+        self, client, hub, adapter, base, base_on_hub, tmp_path, since
+    ):
+        fails(client.command("push", made_on_base(adapter, tmp_path / "typo", "runs/base"), "acme/lost"), "runs/base")
+        folder = made_on_base(adapter, tmp_path / "adapter", base_on_hub)
+        assert client.command("push", folder, "acme/by-name").wait() == 0
+        head = hub.repositories["models", base_on_hub].branches["main"]
+        config, note = (hub.files("acme/by-name")[name] for name in ("adapter_config.json", "fusionmatch_base.json"))
+        assert json.loads(config)["revision"] == head
+        assert json.loads(config)["base_model_name_or_path"] == json.loads(note)["base_model_name_or_path"]
+        assert str(base.parent).encode() not in config + note
+        note = json.loads(note) | {"fingerprint": "0" * 32}
+        (folder / "fusionmatch_base.json").write_text(json.dumps(note))
+        fails(client.command("push", folder, "acme/lost"), f"{base_on_hub} is not the base", "0" * 32)
+        assert ("models", "acme/lost") not in hub.repositories
+
+    def test_a_base_that_changed_is_looked_at_again_in_the_same_process(self, client, hub, base, adapter, tmp_path):
+        tiny_model(seed=11).save_pretrained(tmp_path)
+        tiny_processor().save_pretrained(tmp_path)
+        code = """if True:
+            import sys
+            from fusionmatch.hub import push_folder
+            base, other, adapter = sys.argv[1:]
+            push_folder(base, "acme/moving")
+            push_folder(adapter, "acme/first", base_model="acme/moving")
+            moved = push_folder(other, "acme/moving")
+            try:
+                push_folder(adapter, "acme/second", base_model="acme/moving")
+            except ValueError as error:
+                print("REFUSED", error)
+            # On the commit that it was made on it still is what it was.
+            from huggingface_hub import HfApi
+            commit = [commit.commit_id for commit in HfApi().list_repo_commits("acme/moving")][1]
+            push_folder(adapter, "acme/third", base_model="acme/moving", base_revision=commit)
+        """
+        printed = client.run(code, base, tmp_path, adapter)
+        assert "REFUSED acme/moving is not the base" in printed
+        assert ("models", "acme/second") not in hub.repositories
+        first, third = (json.loads(hub.files(f"acme/{name}")["adapter_config.json"]) for name in ("first", "third"))
+        assert first["revision"] == third["revision"] == hub.repositories["models", "acme/moving"].commits[1].sha
+
+    def test_does_not_take_the_place_of_a_base_nor_the_other_way_round(
+        self, adapter_on_hub, base_on_hub, client, hub, adapter, base
+    ):
+        name = adapter_on_hub[0]
+        before = hub.files(base_on_hub), hub.files(name)
+        call = client.command("push", adapter, base_on_hub, "--base_model", base_on_hub)
+        fails(call, f"{base_on_hub} holds a checkpoint of its own", "another name")
+        fails(client.command("push", base, name), f"{name} holds an adapter", "another name")
+        assert (hub.files(base_on_hub), hub.files(name)) == before
+
     def test_is_private_and_holds_nothing_of_the_catalogue(self, adapter_on_hub, hub):
         name, printed = adapter_on_hub
         assert hub.repositories["models", name].private
@@ -215,6 +296,7 @@ class TestAdapter:
         assert not any(str(base.parent).encode() in content for content in files.values())
         card = ModelCard(files["README.md"].decode())
         assert (card.data.base_model, card.data.base_model_relation) == (base_on_hub, "adapter")
+        assert "image-text-retrieval" in card.data.tags
         assert card.data.eval_results == ModelCard.load(adapter / "README.md").data.eval_results
         assert f'load_pretrained("{adapter_on_hub[0]}")' in card.text
 
@@ -358,7 +440,9 @@ class TestInterrupted:
         # One was read as far as the connection went.
         assert [request.read for request in hub.requests("PUT", since) if request.status == 0] == [1000]
 
-    def test_a_killed_download_goes_on_with_what_is_missing(self, client, hub, base, sharded, tmp_path, since):
+    def test_a_killed_download_goes_on_with_what_is_missing(
+        self, client, hub, hub_home, base, sharded, tmp_path, since
+    ):
         repository = hub.create("acme/pulled")
         repository.commit("main", "model", "acme", {path.name: path.read_bytes() for path in sharded.iterdir()})
         hold = threading.Event()
@@ -367,7 +451,8 @@ class TestInterrupted:
         shards = len(list(sharded.glob("model-*.safetensors")))
         weights = "GET /acme/pulled/resolve/.*/model-.*safetensors"
         hub.wait_until(lambda: sum(each.status == 200 for each in hub.requests(weights, since)) == shards - 1)
-        time.sleep(0.3)  # what was sent is on disk
+        cached = hub_home / "hub" / "models--acme--pulled"
+        hub.wait_until(lambda: len(list(cached.glob("snapshots/*/model-*.safetensors"))) == shards - 1)
         os.kill(call.pid, signal.SIGKILL)
         call.wait()
         hold.set()

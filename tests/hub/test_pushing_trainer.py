@@ -14,6 +14,7 @@
 """Trainings that push: what arrives is a model that loads, and nothing of the catalogue."""
 
 import json
+import threading
 
 import pytest
 from huggingface_hub import ModelCard
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_token_anywhere")
 
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "disable_tqdm": True, "use_cpu": True}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+STATE = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "loss_weighting.safetensors"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "fusionmatch_base.json"} | PROCESSOR
 
 
@@ -61,6 +63,29 @@ def nothing_private(hub, name, texts):
             assert not any(text.encode() in content for text in texts), path
 
 
+def no_paths(hub, name, folder):
+    """Neither the folder nor those above it are named in any file that was ever there."""
+    contents = [each for commit in hub.repositories["models", name].commits for each in commit.files.items()]
+    assert len(contents) > 5
+    assert not [path for path, content in contents if str(folder.parent.parent).encode() in content]
+
+
+# Once the card is written the other processes are gone, and what is saved by all of them cannot be saved any more.
+SAVED_BY_ALL = """if True:
+    import sys
+    from fusionmatch import FusionMatchTrainer
+    from fusionmatch.commands import fitting, main
+    write = fitting.write_model_card
+    def write_last(*args, **kwargs):
+        def refuse(*_, **__):
+            raise SystemExit("saved by one process alone")
+        FusionMatchTrainer.save_model = refuse
+        return write(*args, **kwargs)
+    fitting.write_model_card = write_last
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_adapt_pushes_the_finished_adapter(client, hub, base, shop, tmp_path, since):
     texts = [line.split(",")[2] for line in shop.read_text(encoding="utf-8").splitlines()[1:20]]
     assert all(len(text) > 3 for text in texts)
@@ -73,7 +98,7 @@ def test_adapt_pushes_the_finished_adapter(client, hub, base, shop, tmp_path, si
         "hub_strategy": "every_save",
         "hub_always_push": True,
     }
-    call = client.command("adapt", *options(**settings))
+    call = client.start(SAVED_BY_ALL, "adapt", *options(**settings))
     assert call.wait() == 0, call.text[-2000:]
     assert "Pushed to acme/adapted (private)" in call.text
     assert (tmp_path / "adapter" / "report.html").is_file()
@@ -117,15 +142,16 @@ TRAIN = """if True:
     splits = load_catalogue(shop)
     model, processor = load_pretrained(base)
     args = FusionMatchTrainingArguments(
-        folder, num_train_epochs=2, per_device_train_batch_size=16, disable_tqdm=True, use_cpu=True,
-        push_to_hub=True, hub_model_id=name, hub_strategy=strategy, hub_always_push=True,
+        folder, num_train_epochs=3 if "KEEP" in os.environ else 2, per_device_train_batch_size=16, disable_tqdm=True,
+        use_cpu=True, push_to_hub=True, hub_model_id=name, hub_strategy=strategy, hub_always_push=True,
         hub_token=os.environ["HF_TOKEN"], hub_base_model=hub_base if "/" in hub_base else None,
+        save_total_limit=int(os.environ.get("KEEP", 2)), load_best_model_at_end="KEEP" not in os.environ,
     )
     adapter = lora_config(freeze_towers(model), towers=()) if hub_base != "none" else None
     trainer = FusionMatchTrainer(
         freeze_towers(model), args, splits["train"], splits["validation"], processor, peft_config=adapter
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint="RESUME" in os.environ)
     print("TRAINED")
     trainer.push_to_hub()
 """
@@ -142,13 +168,48 @@ def test_strategies_of_a_trainer_on_a_folder(strategy, folders, client, hub, bas
     assert {path for path in files if "/" not in path} == ADAPTER | {"README.md"}
     assert {path.split("/")[0] for path in files if "/" in path} == folders
     # To go on from a checkpoint takes the optimizer; the model itself is safetensors.
-    assert {path.split("/")[-1] for path in files if path.endswith((".pt", ".bin"))} <= {
-        "optimizer.pt",
-        "scheduler.pt",
-    }
+    for folder in folders:
+        within = {path.removeprefix(f"{folder}/") for path in files if path.startswith(f"{folder}/")}
+        assert within == ADAPTER | STATE
+        config, card = json.loads(files[f"{folder}/adapter_config.json"]), ModelCard(files["README.md"].decode())
+        assert config["base_model_name_or_path"] == card.data.base_model == "acme/start"
     nothing_private(hub, name, ["SECRET"])
+    no_paths(hub, name, tmp_path)
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "acme/start"
     assert hub.repositories["models", name].private
+
+
+def test_a_training_goes_on_from_what_was_pushed(client, hub, base, shop, tmp_path):
+    """All weights, and no adapter: the rest of the training is the same here and from the Hub."""
+    client.run(TRAIN, base, shop, tmp_path / "out", "all_checkpoints", "acme/whole", "none")
+    files = hub.files("acme/whole")
+    no_paths(hub, "acme/whole", tmp_path)
+    for path, content in files.items():
+        if path.startswith("checkpoint-3/"):
+            target = tmp_path / "again" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    client.run(TRAIN, base, shop, tmp_path / "again", "end", "acme/again", "none", RESUME="True")
+    states = [tmp_path / folder / "checkpoint-6" / "trainer_state.json" for folder in ("out", "again")]
+    one, other = (json.loads(path.read_text())["log_history"] for path in states)
+    assert one[-1]["step"] == other[-1]["step"] == 6
+    assert one[-1]["eval_rsum"] == pytest.approx(other[-1]["eval_rsum"], abs=1e-4)
+    assert hub.files("acme/again")["model.safetensors"] == files["model.safetensors"]
+
+
+def test_a_push_does_not_need_the_checkpoint_that_it_is_of(client, hub, base, shop, tmp_path, since):
+    # The first push waits until the training, which keeps one checkpoint, has ended.
+    hold = threading.Event()
+    hub.faults.append(Fault("POST .*/acme/slow/commit/", hold=hold))
+    call = client.start(TRAIN, base, shop, tmp_path / "out", "every_save", "acme/slow", "acme/start", KEEP="1")
+    hub.wait_until(lambda: (tmp_path / "out" / "checkpoint-9").exists())
+    hub.wait_until(lambda: not (tmp_path / "out" / "checkpoint-3").exists())
+    hold.set()
+    assert call.wait() == 0, call.text[-2000:]
+    assert "A push to the Hub failed" not in call.text
+    titles = [commit.title for commit in hub.repositories["models", "acme/slow"].commits[1:]]
+    assert titles == [*(f"Training in progress, epoch {epoch}" for epoch in (1, 2, 3)), "End of training"]
+    assert not list((tmp_path / "out").glob(".push-*"))
 
 
 def test_what_cannot_be_pushed_is_said_before_the_training(client, base, shop, tmp_path):
