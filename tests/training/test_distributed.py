@@ -81,3 +81,49 @@ def test_the_schedule_is_warm_up_and_cosine(one_process):
     assert max(rates) == pytest.approx(1e-3, rel=0.02)
     assert rates.index(max(rates)) <= 2
     assert rates[-1] < 2e-5
+
+
+READ = """if True:
+    import sys, time
+    from pathlib import Path
+    from types import SimpleNamespace
+    from fusionmatch import FusionMatchTrainingArguments
+    from fusionmatch.commands.fitting import fit_and_report
+    folder = Path(sys.argv[1])
+    args = FusionMatchTrainingArguments(str(folder / "run"), use_cpu=True)
+    def read():
+        if args.process_index == 0:
+            time.sleep(1)
+            (folder / "downloaded").touch()
+        (folder / f"rank{args.process_index}.json").write_text(str((folder / "downloaded").exists()).lower())
+        raise InterruptedError  # seen enough
+    try:
+        fit_and_report("adapter", None, SimpleNamespace(download_images=True, read=read), args, None)
+    except InterruptedError:
+        pass
+"""
+
+
+def test_pictures_by_url_are_downloaded_by_one_process_first(tmp_path):
+    script = tmp_path / "read.py"
+    script.write_text(READ)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)] == [True, True]
