@@ -55,6 +55,7 @@ def test_core_is_the_files_that_the_hub_uploads():
         "losses_fusionmatch.py",
         "modeling_fusionmatch.py",
         "modeling_fusionmatch_branch.py",
+        "modeling_fusionmatch_pretrained.py",
         "modeling_fusionmatch_ranking.py",
         "outputs_fusionmatch.py",
         "processing_fusionmatch.py",
