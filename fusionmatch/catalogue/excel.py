@@ -28,8 +28,9 @@ from xml.parsers import expat
 logger = logging.getLogger(__name__)
 
 # A sheet is laid out whole, from its first cell to its last: one stray cell in the last corner takes more memory than
-# there is, and calamine then ends the process. A large table is none of these: much of it is filled.
-_MOST_CELLS = 20_000_000
+# there is, and calamine then ends the process. A large table is none of these: much of it is filled. So many cells,
+# 32 columns of full length, take about 1.5 GB.
+_MOST_CELLS = 2**25
 _LEAST_FILLED = 4
 _PLACE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})", re.IGNORECASE)
 # Rows and cells, and the place that programs write first.
