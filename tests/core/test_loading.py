@@ -241,7 +241,7 @@ class TestFromVisionText:
 
     def test_says_that_the_heads_are_new(self, encoders, monkeypatch):
         messages = []
-        monkeypatch.setattr(fusionmatch.modeling_fusionmatch.logger, "warning", messages.append)
+        monkeypatch.setattr(fusionmatch.modeling_fusionmatch_pretrained.logger, "warning", messages.append)
         FusionMatchModel.from_vision_text_pretrained(encoders / "vit", encoders / "bert", **self.SMALL)
         assert len(messages) == 1 and "newly initialised" in messages[0]
 
@@ -278,6 +278,7 @@ def test_custom_code_upload_works_without_the_package(tmp_path, monkeypatch):
         "losses_fusionmatch.py",
         "modeling_fusionmatch.py",
         "modeling_fusionmatch_branch.py",
+        "modeling_fusionmatch_pretrained.py",
         "outputs_fusionmatch.py",
         "processing_fusionmatch.py",
         "towers_fusionmatch.py",
