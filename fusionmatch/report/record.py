@@ -141,8 +141,18 @@ class Record:
 
     @classmethod
     def load(cls, path: str | Path) -> "Record":
-        """Reads `report.json`."""
+        """
+        Reads `report.json`.
+
+        Raises:
+            `ValueError`: a version of FusionMatch wrote it that keeps other facts.
+        """
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if set(content) != {each.name for each in dataclasses.fields(cls)}:
+            raise ValueError(
+                f"{path} keeps other facts than the reports of FusionMatch {__version__}: it was written by "
+                f"{content.get('version', '?')}. Make the report with that version, or the run again with this one."
+            )
         examples = {
             kind: [
                 Example(

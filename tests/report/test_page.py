@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import json
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -138,6 +139,10 @@ def test_a_record_comes_back_as_it_was(make_run):
     run = Run.load(make_run("a", LAST, FIRST, seen_products=3))
     assert Record.load(run.record.save(run.folder)) == run.record
     assert run.record.seen_products == 3
+    path = run.folder / "report.json"
+    path.write_text(json.dumps({"version": "0.0.1"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"written by 0\.0\.1.*the run again"):
+        Run.load(run.folder)
     assert run.differences["rsum"].value == pytest.approx(600)
     assert [row.row for row in run.left_out] == [3, 9]
 
