@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 
 from ..catalogue import ConceptBank, Intake, add_unpaired_images, hide_pairs, read_catalogue, read_unpaired_texts
 from ..configuration_fusionmatch import FusionMatchConfig
+from ..hub.model_card import public_name
 from ..modeling_fusionmatch import FusionMatchModel
 from ..report.words import Words
 from ..training import FusionMatchTrainingArguments, lora_config, unwrap_model
@@ -184,8 +185,9 @@ class DataArguments:
 
     @property
     def name(self) -> str:
-        """The catalogue's name for titles."""
-        return self.catalogue or ", ".join(path for paths in self.files.values() for path in paths)
+        """The catalogue's name for titles: a Hub name, or the names of files without where they lie."""
+        paths = [self.catalogue] if self.catalogue else [path for paths in self.files.values() for path in paths]
+        return ", ".join(dict.fromkeys(map(public_name, paths)))
 
 
 @dataclass

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from ..app import CatalogueSearch, build_app, model_names, write_space
 from ..app.page import launch_options
-from ..hub.model_card import public_name
 from ..report.words import Words
 from .arguments import CommandParser, DataArguments
 
@@ -57,7 +56,7 @@ def run(argv: list[str]) -> None:
         raise ValueError("Name what to search with: `--model_name_or_path CHECKPOINT_OR_ADAPTER ...`.")
     models = model_names(args.model_name_or_path)
     dataset = data_args.read().dataset
-    title = args.title or public_name(data_args.name)
+    title = args.title or data_args.name
     if args.space_dir is not None:
         folder = write_space(args.space_dir, models, dataset, title, args.language)
         print(

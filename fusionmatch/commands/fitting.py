@@ -111,7 +111,7 @@ def fit_and_report(
         splits,
         intake,
         what=what,
-        catalogue=public_name(data_args.name),
+        catalogue=data_args.name,
         base=public_name(base),
         untrained_base=bool(fresh),
         machine=device,
@@ -128,6 +128,7 @@ def fit_and_report(
         f'  fusionmatch search --model_name_or_path {output_dir} {source} --query "what to look for"\n'
         f"  fusionmatch evaluate --model_name_or_path {output_dir} {source}"
         f"{'' if adapter is None else ' --baseline base'}\n"
+        f"  fusionmatch demo --model_name_or_path {output_dir} {source}       (a page to search on)\n"
         "  fusionmatch adapt --catalogue your/products.csv       (your own catalogue; --help for every option)"
     )
     if args.push_to_hub:

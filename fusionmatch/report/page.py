@@ -383,6 +383,6 @@ def _overview(runs: Sequence[Run], t: Words) -> list[dict[str, str]]:
                 line["verdict"] = t("not_same")
             else:
                 line["change"] = f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
-                line["verdict"] = t(change.verdict)
+                line["verdict"] = t(f"{change.verdict}_short")
         lines.append(line)
     return lines

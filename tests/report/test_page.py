@@ -115,7 +115,7 @@ def test_several_runs_stand_side_by_side(make_run, tmp_path):
     assert re.findall(r'href="#run\d">.*/(\w+)<', overview) == ["first", "second"]
     # Rank 1 in place of 2 is 100 points in each direction.
     assert "+200.0 [+200.0, +200.0]" in overview
-    assert "Better than before" in overview
+    assert "<td>better</td>" in overview
     assert '<h1 id="run2">' in text
 
 
