@@ -26,6 +26,7 @@ import torch
 
 from ..catalogue.doctor import script_of
 from .intervals import Interval, Ranks, bootstrap_recalls, permutation_test
+from .ranking import average_ranks
 from .retrieval import CatalogueEmbeddings
 
 
@@ -138,8 +139,7 @@ class QueryResults:
         means = {}
         for direction, ranks in zip(DIRECTIONS, self.ranks, strict=True):
             asked = ranks > 0
-            means[f"{direction}_median_rank"] = (ranks[asked] - 1).double().quantile(0.5).floor().item() + 1
-            means[f"{direction}_mrr"] = ranks[asked].double().reciprocal().mean().item()
+            means |= {f"{direction}_{name}": value for name, value in average_ranks(ranks[asked]).items()}
             for name, column in (("map@r", "average_precision"), ("ndcg@10", "ndcg@10")):
                 means[f"{direction}_{name}"] = torch.tensor(self.side(direction, column))[asked].mean().item()
         return means

@@ -107,6 +107,12 @@ def both_ranks(
     return sides.ranks(chunk_size)
 
 
+def average_ranks(found: torch.Tensor) -> dict[str, float]:
+    """`median_rank` and `mrr`, as [`retrieval_metrics`] has them, of the queries that have something to find."""
+    median = math.floor(np.median(found.numpy() - 1)) + 1.0
+    return {"median_rank": median, "mrr": found.double().reciprocal().mean().item()}
+
+
 def summarise_ranks(
     image_ranks: torch.Tensor,
     text_ranks: torch.Tensor,
@@ -148,8 +154,7 @@ def summarise_ranks(
         for k in ks:
             metrics[f"{direction}_recall@{k}"] = 100.0 * int((found <= k).sum()) / len(found)
             metrics[f"chance_{direction}_recall@{k}"] = chance_recall(counts, len(gallery), k)
-        metrics[f"{direction}_median_rank"] = math.floor(np.median(found.numpy() - 1)) + 1.0
-        metrics[f"{direction}_mrr"] = found.double().reciprocal().mean().item()
+        metrics |= {f"{direction}_{name}": value for name, value in average_ranks(found).items()}
         metrics[f"{direction}_queries"] = len(found)
     if {1, 5, 10} <= set(ks):
         for prefix in ("", "chance_"):
