@@ -116,6 +116,8 @@ def prepare(args: argparse.Namespace, data: Path) -> dict[str, Any]:
     vectors = tower_vectors(model, processor, found.dataset)
     numbers = list(found.dataset["source_row"])
     flagged = {numbers[each.row] - 1 for each in suspicious_listings(*vectors, list(found.dataset["product"]))}
+    # These do not belong together either.
+    copied = {place for place, row in enumerate(dirty) if row[intake.columns.image].startswith("spoilt/")}
     count = len(parts["train"])
     tables = {"sound": parts["train"] + parts["validation"], "dirty": dirty}
     for name, table in tables.items():
@@ -130,6 +132,7 @@ def prepare(args: argparse.Namespace, data: Path) -> dict[str, Any]:
         "swapped": len(swapped),
         "flagged": len(flagged),
         "flagged_and_swapped": len(flagged & set(swapped)),
+        "flagged_with_a_picture_of_another_row": len(flagged & copied),
     }
 
 
