@@ -16,24 +16,25 @@ Peak memory of a training step against the size of the batch, with and without m
 
     python benchmarks/batch_memory.py --batch_sizes 64 256 1024 4096                (starter base, LoRA in both towers)
 
-Pictures are noise, and each size runs in a process of its own. `--mini_batch_size` is that of the second column; the
-first is without and stops at `--largest_whole`.
+Pictures are JPEG files of 640 x 480, and each size runs in a process of its own. `--mini_batch_size` is that of the
+second column; the first is without and stops at `--largest_whole`.
 """
 
 import argparse
+import io
 import json
 import resource
 import tempfile
 import time
 
 import numpy as np
+from PIL import Image
 from speed import base_and_catalogue, run_row
 
 
 def measure(base: str, batch: int, mini_batch: int | None) -> dict[str, float]:
     """Peak GB before and after one step, and its seconds."""
     import datasets
-    from PIL import Image
 
     from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments
     from fusionmatch.loading import load_pretrained
@@ -41,9 +42,8 @@ def measure(base: str, batch: int, mini_batch: int | None) -> dict[str, float]:
 
     model, processor = load_pretrained(base)
     generator = np.random.default_rng(0)
-    pictures = [Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(batch)]
     rows = {
-        "image": pictures,
+        "image": [{"bytes": photograph(generator), "path": None} for _ in range(batch)],
         "texts": [[f"thing {i} of {batch}"] for i in range(batch)],
         "product": [str(i) for i in range(batch)],
     }
@@ -65,6 +65,14 @@ def measure(base: str, batch: int, mini_batch: int | None) -> dict[str, float]:
         before, start = peak_gb(), time.perf_counter()
         trainer.train()
         return {"before": before, "peak": peak_gb(), "seconds": time.perf_counter() - start}
+
+
+def photograph(generator: np.random.Generator) -> bytes:
+    """A picture as large as a shop's, of few bytes."""
+    colours = Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    colours.resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
 
 
 def peak_gb() -> float:
@@ -93,7 +101,7 @@ def main() -> None:
                 if not mini_batch and batch > args.largest_whole:
                     continue
                 found = run_row(__file__, f"{batch} {mini_batch}", "--base", base)
-                pixels = batch * 3 * 224 * 224 * 4 / 2**30
+                pixels = batch * 3 * 224 * 224 / 2**30
                 print(
                     f"| {batch:,} | {mini_batch or 'none'} | {found['before']:.2f} | {found['peak']:.2f} | "
                     f"{pixels:.2f} | {found['seconds']:.0f} |",

@@ -295,7 +295,7 @@ def train_peer(
             "text_features": TowerFeatureCache.for_texts(*arguments, texts, bench.features),
         }
 
-    train = PairDataset(bench.splits["train"], 1, recipe["image_views"], decode_images=False)
+    train = PairDataset(bench.splits["train"], 1, recipe["image_views"])
     features = {name: cached(name, unique_texts(bench.splits[name])[0], 1) for name in ("validation", "test")}
     features["train"] = cached("train", [text for row in train.texts for text in row], recipe["image_views"])
     set_seed(seed)

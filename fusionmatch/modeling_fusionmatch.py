@@ -40,6 +40,7 @@ from .modeling_fusionmatch_branch import FusionMatchBranch, FusionMatchLevelPool
 from .modeling_fusionmatch_pretrained import FusionMatchFromPretrainedMixin
 from .outputs_fusionmatch import (
     FusionMatchOutput,
+    FusionMatchPixels,
     FusionMatchTowerFeatures,
     FusionMatchTowerOutput,
     batch_parts,
@@ -178,8 +179,10 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
         return any(level != -1 for level in levels) or bool(self._wants("output_hidden_states", kwargs))
 
     def _vision_tower(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: torch.Tensor | FusionMatchPixels, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[FusionMatchTowerFeatures, ModelOutput]:
+        if isinstance(pixel_values, FusionMatchPixels):
+            pixel_values = pixel_values.normalized()
         interpolate = kwargs.pop("interpolate_pos_encoding", None)
         if interpolate is not None and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = interpolate
@@ -352,14 +355,16 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
     def _in_parts(
         self,
         embed: Callable[..., Any],
-        inputs: dict[str, torch.Tensor | FusionMatchTowerFeatures | None],
+        inputs: dict[str, torch.Tensor | FusionMatchTowerFeatures | FusionMatchPixels | None],
         mini_batch_size: int | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionMatchTowerOutput:
         """A batch through `embed`, in parts where that is asked for or saves time."""
         first = next(value for value in inputs.values() if value is not None)
         cached = isinstance(first, FusionMatchTowerFeatures)
-        batch, mask = len(first.pooled if cached else first), (first if cached else inputs).get("attention_mask")
+        mask = (first if cached else inputs).get("attention_mask")
+        # Structures hold their tensors in a dictionary; all have the items of the batch first.
+        batch = len(first if isinstance(first, torch.Tensor) else first[0])
         # Whoever embeds many texts sorts them by length; and PEFT's mixed batches have to stay whole.
         parts = batch_parts(batch, mask, mini_batch_size) if self.training or mini_batch_size is not None else []
         per_token = self._wants("output_attentions", kwargs) or self._wants("output_hidden_states", kwargs)

@@ -66,6 +66,38 @@ class FusionMatchTowerFeatures(ModelOutput):
 
 
 @dataclass
+class FusionMatchPixels(ModelOutput):
+    """
+    Pictures as bytes: a quarter of the memory and of the way to an accelerator that their floats take. The model takes
+    them in place of `pixel_values`, and makes floats of a part of the batch when its turn comes.
+
+    Args:
+        values (`torch.ByteTensor` of shape `(batch, height, width, channels)`):
+            Pictures in the size of the tower.
+        mean, std (`torch.FloatTensor` of shape `(batch, channels)`):
+            What is subtracted from the bytes, and by what the rest is divided.
+    """
+
+    values: torch.ByteTensor | None = None
+    mean: torch.FloatTensor | None = None
+    std: torch.FloatTensor | None = None
+
+    def part(self, rows: torch.Tensor, length: int | None = None) -> "FusionMatchPixels":
+        """Some of the pictures."""
+        return FusionMatchPixels(values=self.values[rows], mean=self.mean[rows], std=self.std[rows])
+
+    def pin_memory(self) -> "FusionMatchPixels":
+        """The same pictures in pinned memory; a data loader asks for it before a copy to an accelerator."""
+        return FusionMatchPixels(**{name: value.pin_memory() for name, value in self.items()})
+
+    def normalized(self) -> torch.FloatTensor:
+        """Pixels (batch, channels, height, width) as an image processor gives them, channels last in memory."""
+        pixels = self.values.float()
+        pixels = pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return pixels.permute(0, 3, 1, 2)
+
+
+@dataclass
 class FusionMatchTowerOutput(BaseModelOutputWithPooling):
     """
     Output of [`FusionMatchModel.get_image_features`] and [`FusionMatchModel.get_text_features`].
@@ -179,7 +211,7 @@ def batch_parts(batch: int, mask: torch.Tensor | None, mini_batch_size: int | No
 def embed_in_parts(
     embed: Callable[..., FusionMatchTowerOutput],
     parts: list[Part],
-    inputs: dict[str, torch.Tensor | FusionMatchTowerFeatures | None],
+    inputs: dict[str, torch.Tensor | FusionMatchTowerFeatures | FusionMatchPixels | None],
     recompute: bool = False,
     **kwargs: Any,
 ) -> FusionMatchTowerOutput:
@@ -193,7 +225,7 @@ def embed_in_parts(
         parts (`list`):
             Rows and lengths.
         inputs (`dict`):
-            Tensors of shape (batch, ...) and [`FusionMatchTowerFeatures`]; `None` is left out.
+            Tensors of shape (batch, ...), [`FusionMatchTowerFeatures`], [`FusionMatchPixels`]; `None` is left out.
         recompute (`bool`, *optional*, defaults to `False`):
             Whether the backward pass computes each part anew, in the same random state, in place of keeping its
             activations. Gradients are those of the whole batch, memory that of one part (gradient caching, arXiv
@@ -203,7 +235,7 @@ def embed_in_parts(
     def embed_part(rows: torch.Tensor, length: int | None) -> dict[str, torch.Tensor]:
         cut = {
             name: value.part(rows, length)
-            if isinstance(value, FusionMatchTowerFeatures)
+            if isinstance(value, (FusionMatchTowerFeatures, FusionMatchPixels))
             else _part(value, rows, length)
             for name, value in inputs.items()
             if value is not None

@@ -23,6 +23,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
+from ..outputs_fusionmatch import FusionMatchPixels
+
 
 def image_inputs(processor: Any, images: Iterable[Any]) -> torch.Tensor:
     """
@@ -32,45 +34,73 @@ def image_inputs(processor: Any, images: Iterable[Any]) -> torch.Tensor:
     changes. What most image processors do (resize, crop at the centre, rescale, normalise) is done here for the whole
     batch at once, in half of their time; whether it is the same for a processor is found out once, on test pictures.
     """
-    image_processor, images = processor.image_processor, [image.convert("RGB") for image in images]
-    if _does_the_usual(type(image_processor), json.dumps(image_processor.to_dict(), sort_keys=True, default=str)):
-        return _usual_pixels(image_processor, images)
-    pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
-    return pixel_values.contiguous(memory_format=torch.channels_last)
+    pixels = stack_images(processor, [prepare_image(processor, image) for image in images])
+    return pixels.normalized() if isinstance(pixels, FusionMatchPixels) else pixels
 
 
-def _usual_pixels(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
-    """Pictures resized, cropped at the centre, rescaled and normalised, with the channels last in memory."""
+def prepare_image(processor: Any, image: Image.Image) -> torch.Tensor:
+    """
+    One picture in the size of the tower: bytes (height, width, channels) where only rescaling and normalising is left
+    to do, and else what the image processor gives, (channels, height, width).
+    """
+    image_processor, image = processor.image_processor, image.convert("RGB")
+    if _does_the_usual(*_identity(image_processor)):
+        return _resized(image_processor, image)
+    return image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+
+def stack_images(processor: Any, images: list[torch.Tensor]) -> torch.Tensor | FusionMatchPixels:
+    """
+    Pictures that [`prepare_image`] has prepared as one batch, with the channels last in memory. The list is emptied on
+    the way, so that a large batch is in memory once.
+    """
+    batch = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype)
+    for place in reversed(range(len(images))):
+        batch[place] = images.pop()
+    if batch.dtype != torch.uint8:
+        return batch.contiguous(memory_format=torch.channels_last)
+    return _as_bytes(processor.image_processor, batch)
+
+
+def _as_bytes(image_processor: Any, values: torch.Tensor) -> FusionMatchPixels:
+    """Mean and deviation are those of the processor, as bytes count."""
     p = image_processor
-    arrays = []
-    for image in images:
-        if p.do_resize:
-            size = dict(p.size)
-            if "shortest_edge" in size:
-                # As `get_resize_output_image_size`: the longer side is rounded down.
-                shorter, longer = sorted(image.size)
-                edges = size["shortest_edge"], int(size["shortest_edge"] * longer / shorter)
-                width, height = edges if image.width <= image.height else edges[::-1]
-            else:
-                width, height = size["width"], size["height"]
-            if (width, height) != image.size:
-                image = image.resize((width, height), Image.Resampling(p.resample))
-        if getattr(p, "do_center_crop", None):
-            width, height = p.crop_size["width"], p.crop_size["height"]
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        arrays.append(np.asarray(image))
-    pixels = torch.from_numpy(np.stack(arrays)).float()
-    if p.do_rescale:
-        pixels *= p.rescale_factor
-    if p.do_normalize:
-        pixels = pixels.sub_(torch.tensor(p.image_mean)).div_(torch.tensor(p.image_std))
-    return pixels.permute(0, 3, 1, 2)
+    one = 1 / p.rescale_factor if p.do_rescale else 1.0
+    mean, std = (p.image_mean, p.image_std) if p.do_normalize else ([0.0] * 3, [1.0] * 3)
+    shape = len(values), values.shape[-1]
+    return FusionMatchPixels(
+        values=values, mean=(torch.tensor(mean) * one).expand(shape), std=(torch.tensor(std) * one).expand(shape)
+    )
+
+
+def _resized(image_processor: Any, image: Image.Image) -> torch.Tensor:
+    """A picture resized and cropped at the centre."""
+    p = image_processor
+    if p.do_resize:
+        size = dict(p.size)
+        if "shortest_edge" in size:
+            # As `get_resize_output_image_size`: the longer side is rounded down.
+            shorter, longer = sorted(image.size)
+            edges = size["shortest_edge"], int(size["shortest_edge"] * longer / shorter)
+            width, height = edges if image.width <= image.height else edges[::-1]
+        else:
+            width, height = size["width"], size["height"]
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling(p.resample))
+    if getattr(p, "do_center_crop", None):
+        width, height = p.crop_size["width"], p.crop_size["height"]
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(image))
+
+
+def _identity(image_processor: Any) -> tuple[type, str]:
+    return type(image_processor), json.dumps(image_processor.to_dict(), sort_keys=True, default=str)
 
 
 @cache
 def _does_the_usual(kind: type, settings: str) -> bool:
-    """Whether an image processor gives what [`_usual_pixels`] gives, to 1e-5, of smaller and larger pictures."""
+    """Whether an image processor gives what we make of it, to 1e-5, of smaller and larger pictures."""
     try:
         return _is_the_usual(kind.from_dict(json.loads(settings)))
     except Exception:  # noqa: BLE001 - a processor of somebody's own may raise anything; it is asked itself then
@@ -82,7 +112,7 @@ def _is_the_usual(image_processor: Any) -> bool:
     for size in ((50, 37), (31, 60), (400, 300), (224, 513)):
         image = Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8))
         expected = image_processor(images=[image], return_tensors="pt")["pixel_values"]
-        found = _usual_pixels(image_processor, [image])
+        found = _as_bytes(image_processor, _resized(image_processor, image)[None]).normalized()
         if found.shape != expected.shape or not torch.allclose(found, expected.float(), atol=1e-5):
             return False
     return True

@@ -15,7 +15,7 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
 from ..catalogue.duplicates import text_key
-from ..evaluation.inputs import image_inputs, text_inputs
+from ..evaluation.inputs import stack_images, text_inputs
 from ..evaluation.retrieval import FeatureLookup
 
 
@@ -69,8 +69,10 @@ class PairDataset(Dataset):
             Texts taken from each row in an epoch; rows with fewer give all that they have.
         image_views (`int`, *optional*, defaults to 1):
             Views of each picture ([`picture_view`]), one in an epoch.
-        decode_images (`bool`, *optional*, defaults to `True`):
-            Whether items hold the picture; without, only the index of its view (whose features are cached).
+        prepare (`Callable`, *optional*):
+            What makes of a picture the `image` of an item ([`~fusionmatch.evaluation.inputs.prepare_image`]), one by
+            one, so that the pictures of a large batch never lie in memory in their own size. Without, items hold only
+            the index of the view (whose features are cached).
 
     Raises:
         `ValueError`: a column is missing, or there are fewer than two products.
@@ -81,7 +83,7 @@ class PairDataset(Dataset):
         dataset: datasets.Dataset,
         texts_per_image: int = 1,
         image_views: int = 1,
-        decode_images: bool = True,
+        prepare: Callable[[Image.Image], Any] | None = None,
     ) -> None:
         check_columns(dataset)
         self.products = [product_id(product) for product in dataset["product"]]
@@ -90,7 +92,7 @@ class PairDataset(Dataset):
                 f"Training needs at least two products to tell apart, got {len(set(self.products))}. Check the "
                 "`product` column (`--group_column`) and the sizes of the splits."
             )
-        self.dataset = dataset if decode_images else None
+        self.dataset, self.prepare = dataset, prepare
         self.texts = [list(texts) for texts in dataset["texts"]]
         names = dataset["picture_group"] if "picture_group" in dataset.column_names else [None] * len(self.texts)
         self.picture_names = [product_id(f"row {i}" if name is None else name) for i, name in enumerate(names)]
@@ -145,8 +147,8 @@ class PairDataset(Dataset):
         item: dict[str, Any] = {"view_index": index * self.image_views + view}
         if self.shared:
             item["picture_name"] = self.picture_names[index]
-        if self.dataset is not None:
-            item["image"] = picture_view(self.dataset[index]["image"], index, view)
+        if self.prepare is not None:
+            item["image"] = self.prepare(picture_view(self.dataset[index]["image"], index, view))
         return item
 
 
@@ -250,7 +252,7 @@ class FusionMatchCollator:
         if self.vision_features is not None:
             batch["vision_features"] = self.vision_features([item["view_index"] for item in items])
         else:
-            batch["pixel_values"] = image_inputs(self.processor, [item["image"] for item in items])
+            batch["pixel_values"] = stack_images(self.processor, [item.pop("image") for item in items])
         if self.text_features is not None:
             batch["text_features"] = self.text_features([i for item in items for i in item["text_indices"]])
         else:

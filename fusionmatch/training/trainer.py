@@ -31,7 +31,7 @@ from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
-from ..evaluation.inputs import count_truncated, text_limit
+from ..evaluation.inputs import count_truncated, prepare_image, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import base_revision, changed_settings, fingerprint, precision, write_fingerprint
 from .adapters import model_parts, peft_base, trains, unwrap_model
@@ -184,7 +184,7 @@ class FusionMatchTrainer(PushingTrainer):
             settings = {
                 "texts_per_image": args.texts_per_image,
                 "image_views": args.image_views,
-                "decode_images": not self._cached_vision,
+                "prepare": None if self._cached_vision else partial(prepare_image, processing_class),
             }
             if unpaired_texts is None:
                 pairs = PairDataset(train_dataset, **settings)

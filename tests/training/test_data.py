@@ -11,16 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+from functools import partial
+
 import datasets
 import pytest
 import torch
+import transformers
 from PIL import Image, ImageOps
 
-from fusionmatch.evaluation.inputs import count_truncated, text_inputs, text_limit
+from fusionmatch.evaluation.inputs import (
+    count_truncated,
+    image_inputs,
+    prepare_image,
+    stack_images,
+    text_inputs,
+    text_limit,
+)
 from fusionmatch.training.data import FusionMatchCollator, PairDataset, picture_view, product_id
 from fusionmatch.training.objective import BatchPairs
 
-from ..core.tiny import tiny_model, tiny_processor, tower_config
+from ..core.tiny import tiny_model, tiny_pictures, tiny_processor, tower_config
 
 
 def rows(texts, products):
@@ -41,18 +51,23 @@ def test_every_text_is_seen_equally_often():
 
 
 def test_several_texts_of_a_picture_are_different_ones():
-    pairs = PairDataset(rows([["a", "b", "c"], ["d"]], ["p", "q"]), texts_per_image=2)
+    prepare = partial(prepare_image, tiny_processor())
+    pairs = PairDataset(rows([["a", "b", "c"], ["d"]], ["p", "q"]), texts_per_image=2, prepare=prepare)
     assert len(set(pairs[0]["texts"])) == 2
     assert pairs[1]["texts"] == ["d"]
     batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[0], pairs[1]])
-    assert len(batch["pixel_values"]) == 2
+    assert len(batch["pixel_values"].values) == 2
     assert len(batch["input_ids"]) == 3
     assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
 
 
 def test_shared_pictures_and_texts_are_no_negatives():
     data = rows([["Mug", "red"], ["mug!", "blue"], ["lamp"], ["chair"]], ["p", "q", "r", "s"])
-    pairs = PairDataset(data.add_column("picture_group", ["1", "2", "3", "1"]), texts_per_image=2)
+    pairs = PairDataset(
+        data.add_column("picture_group", ["1", "2", "3", "1"]),
+        texts_per_image=2,
+        prepare=partial(prepare_image, tiny_processor()),
+    )
     batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[i] for i in range(4)])
     names = ("text_products", "image_products", "text_names", "image_names")
     found = BatchPairs.gather(*(batch[name] for name in names), pairs.shared)
@@ -131,11 +146,41 @@ def test_siglip_texts_do_not_depend_on_their_neighbours():
 
 
 def test_pictures_of_any_mode_become_batches():
-    collate = FusionMatchCollator(tiny_processor(), tower_config("bert"))
+    processor = tiny_processor()
+    collate = FusionMatchCollator(processor, tower_config("bert"))
     items = [
-        {"image": Image.new(mode, (9, 7)), "texts": ["a"], "product": i, "view_index": i, "text_indices": [i]}
+        {
+            "image": prepare_image(processor, Image.new(mode, (9, 7))),
+            "texts": ["a"],
+            "product": i,
+            "view_index": i,
+            "text_indices": [i],
+        }
         for i, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "1", "LA"))
     ]
     batch = collate(items)
-    assert batch["pixel_values"].shape == (7, 3, 32, 32)
-    assert torch.isfinite(batch["pixel_values"]).all()
+    pixels = batch["pixel_values"].normalized()
+    assert pixels.shape == (7, 3, 32, 32)
+    assert torch.isfinite(pixels).all()
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2])
+def test_pictures_as_bytes_are_embedded_as_their_floats(mini_batch_size):
+    processor, model = tiny_processor(), tiny_model().train()
+    pictures = tiny_pictures(5)
+    as_bytes = stack_images(processor, [prepare_image(processor, picture) for picture in pictures])
+    assert as_bytes.values.dtype == torch.uint8
+    found = [
+        model(pixel_values=pixels, mini_batch_size=mini_batch_size).image_embeds
+        for pixels in (as_bytes, image_inputs(processor, pictures))
+    ]
+    assert torch.equal(*found)
+
+
+def test_pictures_that_a_processor_prepares_in_its_own_way():
+    processor = tiny_processor()
+    processor.image_processor = transformers.EfficientNetImageProcessorPil(size={"height": 32, "width": 32})
+    pictures = tiny_pictures(3)
+    batch = stack_images(processor, [prepare_image(processor, picture) for picture in pictures])
+    expected = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch, expected)

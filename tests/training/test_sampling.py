@@ -29,7 +29,7 @@ def pairs_of(products, groups=None, texts=None):
     count = len(products)
     content = {"texts": texts or [[f"text {i}"] for i in range(count)], "product": [str(p) for p in products]}
     content |= {"image": [0] * count, "picture_group": [str(g) for g in (groups or range(count))]}
-    return PairDataset(datasets.Dataset.from_dict(content), decode_images=False)
+    return PairDataset(datasets.Dataset.from_dict(content))
 
 
 @settings(max_examples=60, deadline=None)

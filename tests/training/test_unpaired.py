@@ -95,7 +95,7 @@ def partly(labelled=3, apart=5, texts=("x", "y", "z")):
     features = {"texts": datasets.List(datasets.Value("string"))}
     dataset = datasets.Dataset.from_dict(rows).cast_column("texts", features["texts"])
     found = {"text": list(texts), "products": [[f"P{labelled + i}"] for i in range(len(texts))]}
-    return PartlyPairedDataset(dataset, datasets.Dataset.from_dict(found), decode_images=False)
+    return PartlyPairedDataset(dataset, datasets.Dataset.from_dict(found))
 
 
 def sampler_of(pairs, confidence, start=0.5, threshold=0.5, share=0.5, progress=lambda: 1.0):
