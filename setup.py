@@ -48,6 +48,7 @@ TEST = [
     "ranx>=0.3.20",
     "sentence-transformers>=6.2,<7",
     "setuptools>=77",
+    "trustme>=1.2",
 ]
 
 setup(

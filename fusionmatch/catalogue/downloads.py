@@ -18,6 +18,7 @@ import http
 import ipaddress
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -301,13 +302,21 @@ def _worded(limits: DownloadLimits) -> Iterator[None]:
     except httpcore2.TimeoutException as error:
         raise _DownloadError(f"nothing came for {limits.read_timeout:g} s", passing=True) from error
     except httpcore2.ConnectError as error:
-        raise _DownloadError(f"no connection: {error}", passing=True) from error
+        # A certificate that does not fit will not fit in a moment.
+        passing = not _is_about_a_certificate(error)
+        raise _DownloadError(f"no connection: {error}", passing) from error
     except (httpcore2.NetworkError, httpcore2.RemoteProtocolError) as error:
         raise _DownloadError(f"the connection was cut: {error}", passing=True) from error
     except (httpx2.InvalidURL, httpcore2.ProtocolError, ValueError) as error:
         raise _DownloadError(f"it is no URL that can be asked for: {error}") from error
     except OSError as error:
         raise _DownloadError(f"it cannot be written to the cache: {error.strerror}") from error
+
+
+def _is_about_a_certificate(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _asked_host(host: str) -> str:

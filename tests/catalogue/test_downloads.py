@@ -16,6 +16,7 @@
 import io
 import json
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -127,6 +129,24 @@ def server():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def encrypted(server, monkeypatch, tmp_path):
+    """Gives the server a certificate for a name, from an authority of its own that this machine trusts or not."""
+
+    def encrypt(name, trusted=True):
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(context)
+        server.greeted = []
+        context.sni_callback = lambda _, asked, __: server.greeted.append(asked)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        (authority if trusted else trustme.CA()).cert_pem.write_to_path(tmp_path / "authority.pem")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        server.root = f"https://localhost:{server.server_port}"
+
+    return encrypt
 
 
 @pytest.fixture
@@ -325,6 +345,21 @@ def test_a_host_is_allowed_by_its_name_in_either_writing(server, fetch, monkeypa
 def test_an_allowed_host_that_is_none_is_worded(fetch, host):
     with pytest.raises(ValueError, match=f"allowed_hosts: '{host}' is no host"):
         fetch("/a.jpg", allowed_hosts=[host])
+
+
+def test_https_with_the_name_of_the_host(server, fetch, encrypted):
+    encrypted("localhost")
+    assert fetch("/color/0/128/0", ("localhost",)) == jpeg((0, 128, 0))
+    assert fetch("/moved", ("localhost",)) == jpeg((0, 0, 255))
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("images.example", True), ("127.0.0.1", True), ("localhost", False)])
+def test_https_without_a_fitting_certificate_is_refused(server, fetch, encrypted, name, trusted):
+    """The address that is connected to is no name to be certified: a host must prove that it is the one asked for."""
+    encrypted(name, trusted)
+    assert "certificate" in fetch("/color/0/128/0", ("localhost",), replace(HASTY, total_timeout=60))
+    assert server.greeted == ["localhost"], "it is not tried again"
+    assert not server.asked
 
 
 @pytest.mark.parametrize(("encoding", "asked"), [("utf-8", "/caf%C3%A9.jpg"), ("latin-1", "/caf%C3%A9.jpg")])
