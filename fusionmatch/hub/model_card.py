@@ -13,6 +13,7 @@
 # limitations under the License.
 """Model cards, rendered from the templates in `fusionmatch.model_cards`; they never hold texts, pictures or paths."""
 
+import csv
 import json
 import math
 import re
@@ -83,7 +84,8 @@ def write_model_card(
         untrained (`Sequence[str]`, *optional*):
             Modules of the base that held new weights, so that what was measured before is chance.
         machine (`str`, *optional*):
-            What it was trained on.
+            What it was trained on. What it emitted is read from CodeCarbon's `emissions.csv`, where that lies in the
+            folder (`--report_to codecarbon`).
 
     Returns:
         `Path`: the card, `README.md` in the folder.
@@ -108,6 +110,7 @@ def write_model_card(
     on_hub = HUB_NAME.fullmatch(catalogue_name) is not None
     peft_type = adapter.get("peft_type", "")
     languages = _languages(base)
+    emissions = _emissions(folder, machine)
     measured = [(label, key) for label, key, _ in ROWS if "rank" not in key]
     data = _card_data(
         base=public_name(base),
@@ -118,6 +121,7 @@ def write_model_card(
         metrics=[key for _, key in measured],
         model_name=name,
         eval_results=_eval_results(result.after_queries, catalogue_name, on_hub),
+        **({"co2_eq_emissions": emissions} if emissions else {}),
     )
     products = {split: set(dataset["product"]) for split, dataset in splits.items()}
     differences = compare([result.after_queries], [result.before_queries])
@@ -143,6 +147,7 @@ def write_model_card(
         whole=_listed(adapter.get("modules_to_save") or []),
         seconds=f"{result.seconds:,.0f}",
         machine=machine,
+        emissions=emissions.get("emissions"),
     )
     return _write(
         folder,
@@ -318,6 +323,18 @@ def _render(name: str, **values: Any) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _emissions(folder: Path, machine: str) -> dict[str, Any]:
+    """What CodeCarbon says of the last training, in the form of the Hub: grams of CO2 equivalents."""
+    path = folder / "emissions.csv"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        *_, last = csv.DictReader(file)
+    found = {"emissions": float(f"{float(last['emissions']) * 1000:.3g}"), "source": "CodeCarbon"}
+    place = {"geographical_location": last.get("country_name"), "hardware_used": machine}
+    return found | {"training_type": "fine-tuning"} | {name: value for name, value in place.items() if value}
 
 
 def _languages(base: str) -> list[str]:

@@ -150,6 +150,23 @@ def test_adapter_card_says_what_was_done(adapter, base):
     assert "level of chance" not in body(write(adapter, base))
 
 
+def test_emissions_are_those_that_codecarbon_wrote(adapter, base):
+    (adapter / "emissions.csv").write_text(
+        "timestamp,emissions,country_name,longitude\n2026-01-01,7.5e-3,Japan,1.5\n2026-01-02,8.2613e-3,Japan,1.5\n"
+    )
+    path = write(adapter, base, machine="CPU, 2 threads")
+    assert ModelCard.load(path).data.to_dict()["co2_eq_emissions"] == {
+        "emissions": 8.26,
+        "source": "CodeCarbon",
+        "training_type": "fine-tuning",
+        "geographical_location": "Japan",
+        "hardware_used": "CPU, 2 threads",
+    }
+    assert "took 12 s (CPU, 2 threads) and emitted 8.26 g of CO2 equivalents" in body(path)
+    (adapter / "emissions.csv").unlink()
+    assert "co2_eq_emissions" not in ModelCard.load(write(adapter, base)).data.to_dict()
+
+
 def test_products_in_both_splits_are_owned_up_to(adapter, base):
     splits = SPLITS | {"train": split(["a", "p2", "p3"])}
     path = write_model_card(adapter, measured(), splits, base=str(base), **FACTS)
