@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fusionmatch
 
@@ -92,3 +93,9 @@ def test_the_constraints_are_within_the_tested_range():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     (pinned,) = [line.split("==")[1] for line in lines if line.startswith("transformers==")]
     assert pinned in fusionmatch.TESTED_TRANSFORMERS
+
+
+def test_the_matrix_of_ci_is_the_tested_range():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert tuple(matrix["transformers"]) == fusionmatch.TESTED_TRANSFORMERS
