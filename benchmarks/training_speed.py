@@ -15,22 +15,27 @@
 Pairs/s, peak memory and recall of training, beside sentence-transformers' own trainer on the same model.
 
     python benchmarks/training_speed.py                                (starter base and sample shop, made on the spot)
-    python benchmarks/training_speed.py --base base --catalogue products.csv --epochs 30
+    python benchmarks/training_speed.py --base base --catalogue products.csv --epochs 30 --seeds 0 1 2
 
 Same encoders and heads, data, batch, steps and optimizer: sentence-transformers loads the checkpoint itself and
 trains it with MultipleNegativesRankingLoss, once with frozen towers and once with the same LoRA. Time counts from the
-catalogue to the trained model: what we compute once and keep is in it. Each row runs in a process of its own.
+catalogue to the trained model: what we compute once and keep is in it. Each row and seed runs in a process of its
+own. Intervals are over the held-out products, those of differences query by query.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import tempfile
 import time
 from typing import Any
 
 import datasets
+import torch
 from speed import base_and_catalogue, run_row
+
+from fusionmatch.evaluation.intervals import Interval, bootstrap_recalls
 
 
 ROWS = (
@@ -42,7 +47,9 @@ ROWS = (
 BATCH = 32
 
 
-def train_ours(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool, folder: str) -> tuple[Any, Any]:
+def train_ours(
+    base: str, splits: datasets.DatasetDict, epochs: int, lora: bool, seed: int, folder: str
+) -> tuple[Any, Any]:
     """Our trainer with its defaults, but for the choice of the best epoch, which the peer has not."""
     from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments
     from fusionmatch.loading import load_pretrained
@@ -53,6 +60,7 @@ def train_ours(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool,
         folder,
         per_device_train_batch_size=BATCH,
         num_train_epochs=epochs,
+        seed=seed,
         eval_strategy="no",
         save_strategy="no",
         disable_tqdm=True,
@@ -68,7 +76,9 @@ def train_ours(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool,
     return trainer.model, processor
 
 
-def train_peer(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool, folder: str) -> tuple[Any, Any]:
+def train_peer(
+    base: str, splits: datasets.DatasetDict, epochs: int, lora: bool, seed: int, folder: str
+) -> tuple[Any, Any]:
     """sentence-transformers' trainer; one text a picture, as its pairs are."""
     from sentence_transformers import (
         SentenceTransformer,
@@ -76,10 +86,12 @@ def train_peer(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool,
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from transformers import set_seed
 
     from fusionmatch.loading import load_pretrained
     from fusionmatch.training import freeze_towers, lora_config
 
+    set_seed(seed)  # as our trainer does before it makes the LoRA weights
     model = SentenceTransformer(base)
     core = model[0].model
     if lora:
@@ -92,6 +104,7 @@ def train_peer(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool,
         folder,
         per_device_train_batch_size=BATCH,
         num_train_epochs=epochs,
+        seed=seed,
         learning_rate=1e-3,
         weight_decay=0.05,
         warmup_steps=0.05,
@@ -107,21 +120,33 @@ def train_peer(base: str, splits: datasets.DatasetDict, epochs: int, lora: bool,
     return core, load_pretrained(base)[1]
 
 
-def measure(row: str, base: str, catalogue: str, epochs: int) -> dict[str, float]:
-    """Seconds, pairs/s, peak memory and RSUM on the held-out products of one row."""
+def measure(row: str, base: str, catalogue: str, epochs: int, seed: int) -> dict[str, Any]:
+    """Seconds, pairs/s, peak memory and ranks on the held-out products of one row and seed."""
     from fusionmatch import load_catalogue
-    from fusionmatch.evaluation import evaluate_retrieval
+    from fusionmatch.evaluation.retrieval import embed_catalogue
 
     splits = load_catalogue(catalogue)
     train = train_ours if row.startswith("FusionMatch") else train_peer
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        model, processor = train(base, splits, epochs, "LoRA" in row, folder)
+        model, processor = train(base, splits, epochs, "LoRA" in row, seed, folder)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     pairs = len(splits["train"]) // BATCH * BATCH * epochs
-    metrics = evaluate_retrieval(model.eval(), processor, splits["test"], disable_tqdm=True)
-    return {"seconds": seconds, "speed": pairs / seconds, "peak_gb": peak, "rsum": metrics["rsum"]}
+    embeddings = embed_catalogue(model.eval(), processor, splits["test"], disable_tqdm=True)
+    return {
+        "seconds": seconds,
+        "speed": pairs / seconds,
+        "peak_gb": peak,
+        "ranks": [embeddings.ranks(direction).tolist() for direction in ("i2t", "t2i")],
+        "products": [list(embeddings.image_products), list(embeddings.text_products)],
+    }
+
+
+def rsum(runs: list[dict[str, Any]], baseline: list[dict[str, Any]] | None = None) -> Interval:
+    """RSUM over the seeds with its interval, or the difference to that of other runs."""
+    ranks = [[tuple(map(torch.tensor, run["ranks"])) for run in side] for side in (runs, baseline or [])]
+    return bootstrap_recalls(ranks[0], *runs[0]["products"], baseline=ranks[1] or None)["rsum"]
 
 
 def main() -> None:
@@ -129,26 +154,33 @@ def main() -> None:
     parser.add_argument("--base", help="checkpoint; without, the starter base")
     parser.add_argument("--catalogue", help="catalogue; without, the sample shop")
     parser.add_argument("--epochs", type=int, default=30, help="of frozen towers; LoRA gets a fifth of them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(args.row, args.base, args.catalogue, args.epochs)))
+        print(json.dumps(measure(args.row, args.base, args.catalogue, args.epochs, args.seeds[0])))
         return
     with base_and_catalogue(args.base, args.catalogue) as (base, catalogue):
-        print("| what | epochs | seconds | pairs/s | peak GB | RSUM |\n|---|---:|---:|---:|---:|---:|", flush=True)
+        print("| what | epochs | seconds | pairs/s | peak GB | RSUM |\n|---|---:|---:|---:|---:|---|", flush=True)
         found = {}
         for row in ROWS:
             epochs = max(1, args.epochs // 5) if "LoRA" in row else args.epochs
             options = ("--base", base, "--catalogue", catalogue, "--epochs", str(epochs))
-            found[row] = run_row(__file__, row, *options)
+            runs = found[row] = [run_row(__file__, row, *options, "--seeds", str(seed)) for seed in args.seeds]
+            seconds, speed = (statistics.median(run[name] for run in runs) for name in ("seconds", "speed"))
+            reached, peak = rsum(runs), max(run["peak_gb"] for run in runs)
             print(
-                f"| {row} | {epochs} | {found[row]['seconds']:.0f} | {found[row]['speed']:.1f} | "
-                f"{found[row]['peak_gb']:.2f} | {found[row]['rsum']:.1f} |",
+                f"| {row} | {epochs} | {seconds:.0f} | {speed:.1f} | {peak:.2f} | {reached.value:.1f} "
+                f"[{reached.low:.1f}, {reached.high:.1f}] |",
                 flush=True,
             )
         for ours, peer in zip(ROWS[::2], ROWS[1::2], strict=True):
-            kind = ours.split(", ")[1]
-            print(f"\n{kind}: {found[ours]['speed'] / found[peer]['speed']:.1f} times the peer's pairs/s.")
+            ratio = statistics.median(a["speed"] / b["speed"] for a, b in zip(found[ours], found[peer], strict=True))
+            gain = rsum(found[ours], found[peer])
+            print(
+                f"\n{ours.split(', ')[1]}: {ratio:.1f} times the peer's pairs/s; RSUM {gain.value:+.1f} "
+                f"[{gain.low:+.1f}, {gain.high:+.1f}], {len(args.seeds)} seed(s)."
+            )
 
 
 if __name__ == "__main__":
