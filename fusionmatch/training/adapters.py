@@ -17,18 +17,20 @@
 import importlib.util
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, set_seed
 
+from ..loading import base_revision
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 # Attention projections of transformer towers; of convolutional ones the pointwise convolutions of the last blocks
 # ({last}: the last third), because the gradient then need not go through the early blocks, which are the dearest.
@@ -107,6 +109,63 @@ def model_parts(model: nn.Module) -> dict[str, nn.Module]:
 def trains(module: nn.Module) -> bool:
     """Whether any weight of a module is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def with_adapter(model: nn.Module, peft_config: "PeftConfig", seed: int) -> "PeftModel":
+    """
+    A model in a new adapter.
+
+    Args:
+        model ([`FusionMatchModel`] or [`FusionMatchForImageTextRetrieval`]):
+            The base.
+        peft_config ([`~peft.PeftConfig`]):
+            The adapter's settings.
+        seed (`int`):
+            LoRA starts from random weights; this governs them.
+
+    Raises:
+        `ValueError`: the base was not loaded from anywhere.
+    """
+    import peft
+
+    place = model.config.name_or_path
+    if not place:
+        raise ValueError(
+            "The base was put together in memory, so an adapter could not say where its base is. Save it with "
+            "`save_pretrained`, load it from there with `from_pretrained`, and adapt that."
+        )
+    set_seed(seed)
+    # An adapter has to find its base again from wherever it is loaded.
+    if Path(place).is_dir():
+        model.config.name_or_path = model.name_or_path = str(Path(place).resolve())
+    return peft.get_peft_model(model, peft_config, revision=base_revision(model.config))
+
+
+def set_tower_rate(optimizer: torch.optim.Optimizer, names: dict[int, str], rate: float) -> None:
+    """
+    Gives the towers' weights a learning rate of their own.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`):
+            Its groups are divided in place.
+        names (`dict[int, str]`):
+            Name of each parameter by its `id`.
+        rate (`float`):
+            The towers' peak rate.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        for in_tower in (False, True):
+            parameters = [
+                p
+                for p in group["params"]
+                if ("vision_model." in names[id(p)] or "text_model." in names[id(p)]) == in_tower
+            ]
+            if parameters:
+                groups.append({**group, "params": parameters} | ({"lr": rate} if in_tower else {}))
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)
 
 
 def freeze_towers(model: FusionMatchModel) -> FusionMatchModel:

@@ -15,6 +15,8 @@
 
 import math
 
+import torch
+
 
 def annealing_factor(
     step: int, total_steps: int, warmup_steps: int = 0, floor: float = 0.0, cycles: int = 1, shrink: float = 1.0
@@ -62,3 +64,14 @@ def annealing_factor(
     done = min(1.0, (step - warmup_steps) / length - cycle)
     peak = max(floor, shrink**cycle)
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def take_rates_from(scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """
+    Sets an optimizer's rates to those of its schedule. A resumed optimizer brings the rate that the next step had in
+    the run before; where this run is longer, so is its schedule, and the step has another one.
+    """
+    groups = scheduler.optimizer.param_groups
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in groups]

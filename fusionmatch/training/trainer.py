@@ -27,15 +27,15 @@ import torch
 from huggingface_hub.constants import REPOCARD_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ProgressCallback, TrainerCallback, set_seed
+from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, prepare_image, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
-from ..loading import base_revision, changed_settings, fingerprint, precision, write_fingerprint
-from .adapters import model_parts, peft_base, trains, unwrap_model
-from .annealing import annealing_factor
+from ..loading import changed_settings, fingerprint, precision, write_fingerprint
+from .adapters import model_parts, peft_base, set_tower_rate, trains, unwrap_model, with_adapter
+from .annealing import annealing_factor, take_rates_from
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
 from .checkpoints import words_for_a_full_disk
@@ -53,12 +53,6 @@ logger = logging.get_logger(__name__)
 
 # Beyond this share of its time a training that waits for data is told so.
 WAITING_SHARE = 0.3
-# State of the loss weights in a checkpoint.
-WEIGHTING_FILE = "loss_weighting.safetensors"
-# The order of the rows, where a sampler of ours chose it.
-SAMPLER_FILE = "batch_sampler.safetensors"
-# The moving average, where there is one.
-TEACHER_FILE = "teacher.safetensors"
 
 
 class FusionMatchTrainer(PushingTrainer):
@@ -126,19 +120,7 @@ class FusionMatchTrainer(PushingTrainer):
         if processing_class is None:
             raise ValueError("Pass the model's processor as `processing_class`; pictures and texts go through it.")
         if peft_config is not None:
-            import peft
-
-            if not model.config.name_or_path:
-                raise ValueError(
-                    "The base was put together in memory, so an adapter could not say where its base is. Save it with "
-                    "`save_pretrained`, load it from there with `from_pretrained`, and adapt that."
-                )
-            # LoRA starts from random weights, and the seed is to govern them as it does everything else.
-            set_seed(args.seed)
-            # An adapter has to find its base again from wherever it is loaded.
-            if Path(model.config.name_or_path).is_dir():
-                model.config.name_or_path = model.name_or_path = str(Path(model.config.name_or_path).resolve())
-            model = peft.get_peft_model(model, peft_config, revision=base_revision(model.config))
+            model = with_adapter(model, peft_config, args.seed)
         if not trains(model):
             raise ValueError("No parameter of the model has `requires_grad`; there is nothing to train.")
         for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
@@ -245,6 +227,13 @@ class FusionMatchTrainer(PushingTrainer):
             )
         elif pairs is not None:
             self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
+        # What a checkpoint holds besides the state that Trainer knows of, by the name of its file.
+        stateful = {
+            "loss_weighting.safetensors": self.objective.weighting,
+            "batch_sampler.safetensors": self._sampler,  # the order of the rows, where a sampler of ours chose it
+            "teacher.safetensors": self._teacher,
+        }
+        self._stateful = {name: part for name, part in stateful.items() if part is not None}
         if pairs is not None:
             self.add_callback(EpochCallback(pairs))
         if not args.disable_tqdm:
@@ -459,19 +448,7 @@ class FusionMatchTrainer(PushingTrainer):
         rate = self.args.tower_learning_rate
         if created and rate is not None:
             names = {id(p): n for n, p in (self.model if model is None else model).named_parameters()}
-            groups = []
-            for group in optimizer.param_groups:
-                for in_tower in (False, True):
-                    parameters = [
-                        p
-                        for p in group["params"]
-                        if ("vision_model." in names[id(p)] or "text_model." in names[id(p)]) == in_tower
-                    ]
-                    if parameters:
-                        groups.append({**group, "params": parameters} | ({"lr": rate} if in_tower else {}))
-            optimizer.param_groups.clear()
-            for group in groups:
-                optimizer.add_param_group(group)
+            set_tower_rate(optimizer, names, rate)
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if created and learned:
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
@@ -501,28 +478,18 @@ class FusionMatchTrainer(PushingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_file(self.objective.weighting.state_dict(), Path(output_dir) / WEIGHTING_FILE)
-            if self._sampler is not None:
-                save_file(self._sampler.state_dict(), Path(output_dir) / SAMPLER_FILE)
-            if self._teacher is not None:
-                save_file(self._teacher.state_dict(), Path(output_dir) / TEACHER_FILE)
+            for name, part in self._stateful.items():
+                save_file(part.state_dict(), Path(output_dir) / name)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / WEIGHTING_FILE).is_file():
-            self.objective.weighting.load_state_dict(load_file(Path(checkpoint) / WEIGHTING_FILE))
-        if checkpoint is not None and self._sampler is not None and (Path(checkpoint) / SAMPLER_FILE).is_file():
-            self._sampler.load_state_dict(load_file(Path(checkpoint) / SAMPLER_FILE))
-        if checkpoint is not None and self._teacher is not None and (Path(checkpoint) / TEACHER_FILE).is_file():
-            self._teacher.load_state_dict(load_file(Path(checkpoint) / TEACHER_FILE))
-        if checkpoint is not None and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
-            # The optimizer brings the rate that the next step had in the run before. Where this run is longer, so is
-            # its schedule, and the step has another one.
-            scheduler = self.lr_scheduler
-            rates = zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-            for group, base, factor in rates:
-                group["lr"] = base * factor(scheduler.last_epoch)
-            scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if checkpoint is None:
+            return
+        for name, part in self._stateful.items():
+            if (Path(checkpoint) / name).is_file():
+                part.load_state_dict(load_file(Path(checkpoint) / name))
+        if isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            take_rates_from(self.lr_scheduler)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._reload(resume_from_checkpoint):
