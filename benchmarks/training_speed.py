@@ -161,18 +161,20 @@ def main() -> None:
         print(json.dumps(measure(args.row, args.base, args.catalogue, args.epochs, args.seeds[0])))
         return
     with base_and_catalogue(args.base, args.catalogue) as (base, catalogue):
-        print("| what | epochs | seconds | pairs/s | peak GB | RSUM |\n|---|---:|---:|---:|---:|---|", flush=True)
-        found = {}
-        for row in ROWS:
-            epochs = max(1, args.epochs // 5) if "LoRA" in row else args.epochs
-            options = ("--base", base, "--catalogue", catalogue, "--epochs", str(epochs))
-            runs = found[row] = [run_row(__file__, row, *options, "--seeds", str(seed)) for seed in args.seeds]
+        found: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
+        epochs = {row: max(1, args.epochs // 5) if "LoRA" in row else args.epochs for row in ROWS}
+        # One after the other for each seed, so that what is compared is measured close together.
+        for seed in args.seeds:
+            for row, runs in found.items():
+                options = ("--epochs", str(epochs[row]), "--seeds", str(seed))
+                runs.append(run_row(__file__, row, "--base", base, "--catalogue", catalogue, *options))
+        print("| what | epochs | seconds | pairs/s | peak GB | RSUM |\n|---|---:|---:|---:|---:|---|")
+        for row, runs in found.items():
             seconds, speed = (statistics.median(run[name] for run in runs) for name in ("seconds", "speed"))
             reached, peak = rsum(runs), max(run["peak_gb"] for run in runs)
             print(
-                f"| {row} | {epochs} | {seconds:.0f} | {speed:.1f} | {peak:.2f} | {reached.value:.1f} "
-                f"[{reached.low:.1f}, {reached.high:.1f}] |",
-                flush=True,
+                f"| {row} | {epochs[row]} | {seconds:.0f} | {speed:.1f} | {peak:.2f} | {reached.value:.1f} "
+                f"[{reached.low:.1f}, {reached.high:.1f}] |"
             )
         for ours, peer in zip(ROWS[::2], ROWS[1::2], strict=True):
             ratio = statistics.median(a["speed"] / b["speed"] for a, b in zip(found[ours], found[peer], strict=True))

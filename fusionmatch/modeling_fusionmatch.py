@@ -222,7 +222,7 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
         return features, outputs
 
     @torch.no_grad()
-    def encode_tower(self, **inputs: torch.Tensor) -> FusionMatchTowerFeatures:
+    def encode_tower(self, **inputs: torch.Tensor | FusionMatchPixels) -> FusionMatchTowerFeatures:
         """
         Features of one tower, without the trainable rest: what a frozen tower's cache keeps.
 
@@ -324,7 +324,7 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | FusionMatchPixels | None = None,
         interpolate_pos_encoding: bool | None = None,
         vision_features: FusionMatchTowerFeatures | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -381,7 +381,7 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | FusionMatchPixels | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -400,7 +400,7 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
             input_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*):
                 Token ids.
             pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*):
-                Pictures as the image processor gives them.
+                Pictures as the image processor gives them, or as bytes ([`FusionMatchPixels`]).
             attention_mask (`torch.Tensor` of shape `(texts, length)`, *optional*):
                 1 for tokens, 0 for padding.
             token_type_ids (`torch.LongTensor` of shape `(texts, length)`, *optional*):

@@ -34,7 +34,7 @@ from .modeling_fusionmatch_branch import (
     FusionMatchLevelPooling,
     expand_mask,
 )
-from .outputs_fusionmatch import FusionMatchOutput, FusionMatchTowerFeatures, FusionMatchTowerOutput
+from .outputs_fusionmatch import FusionMatchOutput, FusionMatchPixels, FusionMatchTowerFeatures, FusionMatchTowerOutput
 
 
 @dataclass
@@ -242,7 +242,7 @@ class FusionMatchForImageTextRetrieval(FusionMatchPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | FusionMatchPixels | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,

@@ -72,19 +72,19 @@ class FusionMatchPixels(ModelOutput):
     them in place of `pixel_values`, and makes floats of a part of the batch when its turn comes.
 
     Args:
-        values (`torch.ByteTensor` of shape `(batch, height, width, channels)`):
+        pixel_bytes (`torch.ByteTensor` of shape `(batch, height, width, channels)`):
             Pictures in the size of the tower.
         mean, std (`torch.FloatTensor` of shape `(batch, channels)`):
             What is subtracted from the bytes, and by what the rest is divided.
     """
 
-    values: torch.ByteTensor | None = None
+    pixel_bytes: torch.ByteTensor | None = None
     mean: torch.FloatTensor | None = None
     std: torch.FloatTensor | None = None
 
     def part(self, rows: torch.Tensor, length: int | None = None) -> "FusionMatchPixels":
         """Some of the pictures."""
-        return FusionMatchPixels(values=self.values[rows], mean=self.mean[rows], std=self.std[rows])
+        return FusionMatchPixels(pixel_bytes=self.pixel_bytes[rows], mean=self.mean[rows], std=self.std[rows])
 
     def pin_memory(self) -> "FusionMatchPixels":
         """The same pictures in pinned memory; a data loader asks for it before a copy to an accelerator."""
@@ -92,7 +92,7 @@ class FusionMatchPixels(ModelOutput):
 
     def normalized(self) -> torch.FloatTensor:
         """Pixels (batch, channels, height, width) as an image processor gives them, channels last in memory."""
-        pixels = self.values.float()
+        pixels = self.pixel_bytes.float()
         pixels = pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return pixels.permute(0, 3, 1, 2)
 

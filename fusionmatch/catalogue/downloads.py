@@ -82,12 +82,16 @@ class DownloadLimits:
 
 
 class _DownloadError(Exception):
-    """Why a picture did not come, in words; whether it may come later, and in how many seconds the server says so."""
+    """
+    Why a picture did not come, in words; whether it may come later, and in how many seconds the server says so;
+    whether it is the host's fault, and so that of its other pictures.
+    """
 
-    def __init__(self, words: str, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, words: str, passing: bool = False, wait: float = 0.0, of_host: bool | None = None) -> None:
         super().__init__(words)
         self.passing = passing
         self.wait = wait
+        self.of_host = passing if of_host is None else of_host
 
 
 def download_pictures(
@@ -227,7 +231,7 @@ class _Downloads:
         try:
             await self._try(pool, url, file)
         except _DownloadError as failure:
-            self.lost[host] = self.lost.get(host, 0) + 1 if failure.passing else 0
+            self.lost[host] = self.lost.get(host, 0) + 1 if failure.of_host else 0
             return Found(None, NOT_DOWNLOADED, str(failure))
         self.lost[host] = 0
         return Found(file)
@@ -304,7 +308,7 @@ def _worded(limits: DownloadLimits) -> Iterator[None]:
     except httpcore2.ConnectError as error:
         # A certificate that does not fit will not fit in a moment.
         passing = not _is_about_a_certificate(error)
-        raise _DownloadError(f"no connection: {error}", passing) from error
+        raise _DownloadError(f"no connection: {error}", passing, of_host=True) from error
     except (httpcore2.NetworkError, httpcore2.RemoteProtocolError) as error:
         raise _DownloadError(f"the connection was cut: {error}", passing=True) from error
     except (httpx2.InvalidURL, httpcore2.ProtocolError, ValueError) as error:

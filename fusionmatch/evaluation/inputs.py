@@ -54,23 +54,22 @@ def stack_images(processor: Any, images: list[torch.Tensor]) -> torch.Tensor | F
     Pictures that [`prepare_image`] has prepared as one batch, with the channels last in memory. The list is emptied on
     the way, so that a large batch is in memory once.
     """
-    batch = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype)
+    as_bytes = _does_the_usual(*_identity(processor.image_processor))
+    layout = torch.contiguous_format if as_bytes else torch.channels_last
+    batch = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, memory_format=layout)
     for place in reversed(range(len(images))):
         batch[place] = images.pop()
-    if batch.dtype != torch.uint8:
-        return batch.contiguous(memory_format=torch.channels_last)
-    return _as_bytes(processor.image_processor, batch)
+    return _as_bytes(processor.image_processor, batch) if as_bytes else batch
 
 
-def _as_bytes(image_processor: Any, values: torch.Tensor) -> FusionMatchPixels:
+def _as_bytes(image_processor: Any, pixel_bytes: torch.Tensor) -> FusionMatchPixels:
     """Mean and deviation are those of the processor, as bytes count."""
     p = image_processor
     one = 1 / p.rescale_factor if p.do_rescale else 1.0
     mean, std = (p.image_mean, p.image_std) if p.do_normalize else ([0.0] * 3, [1.0] * 3)
-    shape = len(values), values.shape[-1]
-    return FusionMatchPixels(
-        values=values, mean=(torch.tensor(mean) * one).expand(shape), std=(torch.tensor(std) * one).expand(shape)
-    )
+    # Written out for each picture: memory is pinned as it is laid out, and one number cannot be many.
+    mean, std = ((torch.tensor(part) * one).repeat(len(pixel_bytes), 1) for part in (mean, std))
+    return FusionMatchPixels(pixel_bytes=pixel_bytes, mean=mean, std=std)
 
 
 def _resized(image_processor: Any, image: Image.Image) -> torch.Tensor:

@@ -110,7 +110,7 @@ def write_model_card(
     on_hub = HUB_NAME.fullmatch(catalogue_name) is not None
     peft_type = adapter.get("peft_type", "")
     languages = _languages(base)
-    emissions = _emissions(folder, machine)
+    emissions = _emissions(folder, result.seconds, machine)
     measured = [(label, key) for label, key, _ in ROWS if "rank" not in key]
     data = _card_data(
         base=public_name(base),
@@ -325,16 +325,28 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _emissions(folder: Path, machine: str) -> dict[str, Any]:
-    """What CodeCarbon says of the last training, in the form of the Hub: grams of CO2 equivalents."""
+def _emissions(folder: Path, seconds: float, machine: str) -> dict[str, Any]:
+    """
+    What CodeCarbon says of a training of so many seconds, in the form of the Hub: grams of CO2 equivalents. Nothing
+    where the last that it wrote is of another training, or where it did not know the place.
+    """
     path = folder / "emissions.csv"
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
-        *_, last = csv.DictReader(file)
-    found = {"emissions": float(f"{float(last['emissions']) * 1000:.3g}"), "source": "CodeCarbon"}
+        rows = list(csv.DictReader(file))
+    try:
+        last = rows[-1]
+        kilograms, duration = float(last["emissions"]), float(last["duration"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return {}  # none written, or an empty figure
+    # It writes these where it could not find out, and reckons with the grid of Quebec.
+    unknown = (last.get("latitude"), last.get("longitude")) == ("46.8", "-71.2")
+    if unknown or not math.isfinite(kilograms) or abs(duration - seconds) > max(30, 0.2 * seconds):
+        return {}
+    found = {"emissions": float(f"{kilograms * 1000:.3g}"), "source": "CodeCarbon", "training_type": "fine-tuning"}
     place = {"geographical_location": last.get("country_name"), "hardware_used": machine}
-    return found | {"training_type": "fine-tuning"} | {name: value for name, value in place.items() if value}
+    return found | {name: value for name, value in place.items() if value}
 
 
 def _languages(base: str) -> list[str]:

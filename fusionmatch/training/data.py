@@ -92,7 +92,7 @@ class PairDataset(Dataset):
                 f"Training needs at least two products to tell apart, got {len(set(self.products))}. Check the "
                 "`product` column (`--group_column`) and the sizes of the splits."
             )
-        self.dataset, self.prepare = dataset, prepare
+        self.dataset, self.prepare = dataset if prepare is not None else None, prepare
         self.texts = [list(texts) for texts in dataset["texts"]]
         names = dataset["picture_group"] if "picture_group" in dataset.column_names else [None] * len(self.texts)
         self.picture_names = [product_id(f"row {i}" if name is None else name) for i, name in enumerate(names)]
@@ -235,7 +235,13 @@ class FusionMatchCollator:
         self._concepts = {word: i for i, word in enumerate(self.concept_words)}
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Items of [`PairDataset`] -> keyword arguments of the model and the products of pictures and texts."""
+        """
+        Items of [`PairDataset`] -> keyword arguments of the model and the products of pictures and texts. The pictures
+        are taken out of the items.
+
+        Raises:
+            `ValueError`: the items hold no pictures, and there are no cached features in their place.
+        """
         batch: dict[str, Any] = {
             "image_products": torch.tensor([item["product"] for item in items]),
             "text_products": torch.tensor([item["product"] for item in items for _ in item["texts"]]),
@@ -251,6 +257,10 @@ class FusionMatchCollator:
             batch["text_labels"] = labels.repeat_interleave(torch.tensor([len(item["texts"]) for item in items]), 0)
         if self.vision_features is not None:
             batch["vision_features"] = self.vision_features([item["view_index"] for item in items])
+        elif "image" not in items[0]:
+            raise ValueError(
+                "The pairs hold no pictures. Give `PairDataset` a `prepare`, or the collator `vision_features`."
+            )
         else:
             batch["pixel_values"] = stack_images(self.processor, [item.pop("image") for item in items])
         if self.text_features is not None:

@@ -34,6 +34,7 @@ from transformers.utils import logging
 from ..evaluation.inputs import count_truncated, prepare_image, text_limit
 from ..evaluation.retrieval import evaluate_retrieval, unique_texts
 from ..loading import changed_settings, fingerprint, precision, write_fingerprint
+from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import model_parts, peft_base, set_tower_rate, trains, unwrap_model, with_adapter
 from .annealing import annealing_factor, take_rates_from
 from .arguments import FusionMatchTrainingArguments
@@ -80,7 +81,8 @@ class FusionMatchTrainer(PushingTrainer):
             with empty `texts` are the pictures ([`~fusionmatch.training.unpaired`]).
 
     Raises:
-        `ValueError`: a dataset has another schema or fewer than two products, or nothing is trainable.
+        `ValueError`: a dataset has another schema or fewer than two products, nothing is trainable, or the model is
+            of another class.
         `FloatingPointError`: the loss is not finite any more.
         [`TrainingStoppedError`]: the training cannot succeed; the message names the cause.
 
@@ -130,6 +132,11 @@ class FusionMatchTrainer(PushingTrainer):
             raise ValueError('Pass an `eval_dataset`, or set `eval_strategy="no"`.')
 
         core = unwrap_model(model)
+        if not isinstance(core, FusionMatchModel):
+            raise ValueError(
+                f"{type(core).__module__}.{type(core).__name__} is not the FusionMatchModel of this package. A model "
+                "whose code came with it (`trust_remote_code`) is trained as ours: import fusionmatch, load it again."
+            )
         self.objective = MatchingObjective.from_arguments(args, model)
         if "fused" not in args.loss_components:
             # The gates learn from nothing else. Left trainable, they would wait for a gradient under DDP.

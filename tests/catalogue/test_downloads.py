@@ -354,11 +354,15 @@ def test_https_with_the_name_of_the_host(server, fetch, encrypted):
 
 
 @pytest.mark.parametrize(("name", "trusted"), [("images.example", True), ("127.0.0.1", True), ("localhost", False)])
-def test_https_without_a_fitting_certificate_is_refused(server, fetch, encrypted, name, trusted):
+def test_https_without_a_fitting_certificate_is_refused(server, fetch, encrypted, tmp_path, name, trusted):
     """The address that is connected to is no name to be certified: a host must prove that it is the one asked for."""
     encrypted(name, trusted)
     assert "certificate" in fetch("/color/0/128/0", ("localhost",), replace(HASTY, total_timeout=60))
     assert server.greeted == ["localhost"], "it is not tried again"
+    urls = [f"{server.root}/color/0/128/{i}" for i in range(100)]
+    found = download_pictures(urls, tmp_path / "kept", ("localhost",), HASTY)
+    assert len(server.greeted) < 30, "the certificate is the host's: it is given up"
+    assert "not tried: localhost" in found[urls[-1]].detail
     assert not server.asked
 
 

@@ -71,6 +71,10 @@ def measured():
     )
 
 
+EMISSIONS = (
+    "timestamp,duration,emissions,country_name,longitude,latitude\n"
+    "2026-01-01,12.1,7.5e-3,Japan,139.7,35.7\n2026-01-02,12.9,{}\n"
+)
 FACTS = {"catalogue": "/srv/private/spring_products.csv", "split_rule": "by product, with the seed 0"}
 SPLITS = {"train": split(["a", "a", "b"]), "validation": split(["c"]), "test": split(["p1", "p2", "p3", "p4"])}
 
@@ -151,9 +155,7 @@ def test_adapter_card_says_what_was_done(adapter, base):
 
 
 def test_emissions_are_those_that_codecarbon_wrote(adapter, base):
-    (adapter / "emissions.csv").write_text(
-        "timestamp,emissions,country_name,longitude\n2026-01-01,7.5e-3,Japan,1.5\n2026-01-02,8.2613e-3,Japan,1.5\n"
-    )
+    (adapter / "emissions.csv").write_text(EMISSIONS.format("8.2613e-3,Japan,139.7,35.7"))
     path = write(adapter, base, machine="CPU, 2 threads")
     assert ModelCard.load(path).data.to_dict()["co2_eq_emissions"] == {
         "emissions": 8.26,
@@ -163,8 +165,25 @@ def test_emissions_are_those_that_codecarbon_wrote(adapter, base):
         "hardware_used": "CPU, 2 threads",
     }
     assert "took 12 s (CPU, 2 threads) and emitted 8.26 g of CO2 equivalents" in body(path)
-    (adapter / "emissions.csv").unlink()
-    assert "co2_eq_emissions" not in ModelCard.load(write(adapter, base)).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        EMISSIONS.splitlines()[0],
+        EMISSIONS.format(",Japan,139.7,35.7"),
+        EMISSIONS.format("nan,Japan,139.7,35.7"),
+        EMISSIONS.format("0.1,Canada,-71.2,46.8"),
+        EMISSIONS.format("0.1,Japan,139.7,35.7").replace(",12.9,", ",900,"),
+    ],
+    ids=["empty", "header", "no figure", "no number", "place unknown", "another training"],
+)
+def test_no_emissions_where_codecarbon_did_not_measure_this_training(adapter, base, content):
+    (adapter / "emissions.csv").write_text(content)
+    path = write(adapter, base)
+    assert "co2_eq_emissions" not in ModelCard.load(path).data.to_dict()
+    assert "emitted" not in body(path)
 
 
 def test_products_in_both_splits_are_owned_up_to(adapter, base):

@@ -56,7 +56,7 @@ def test_several_texts_of_a_picture_are_different_ones():
     assert len(set(pairs[0]["texts"])) == 2
     assert pairs[1]["texts"] == ["d"]
     batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[0], pairs[1]])
-    assert len(batch["pixel_values"].values) == 2
+    assert len(batch["pixel_values"].pixel_bytes) == 2
     assert len(batch["input_ids"]) == 3
     assert batch["text_products"].tolist() == [product_id("p"), product_id("p"), product_id("q")]
 
@@ -169,7 +169,8 @@ def test_pictures_as_bytes_are_embedded_as_their_floats(mini_batch_size):
     processor, model = tiny_processor(), tiny_model().train()
     pictures = tiny_pictures(5)
     as_bytes = stack_images(processor, [prepare_image(processor, picture) for picture in pictures])
-    assert as_bytes.values.dtype == torch.uint8
+    assert as_bytes.pixel_bytes.dtype == torch.uint8
+    assert all(part.is_contiguous() for part in as_bytes.values()), "else it cannot be pinned"
     found = [
         model(pixel_values=pixels, mini_batch_size=mini_batch_size).image_embeds
         for pixels in (as_bytes, image_inputs(processor, pictures))

@@ -26,7 +26,7 @@ from fusionmatch.loading import load_pretrained
 from fusionmatch.training import describe_trainable, freeze_towers, lora_config
 from fusionmatch.training.pipeline import check_output_dir, fit
 
-from ..core.tiny import perturb, tiny_inputs, tiny_model
+from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
 
 
 def arguments(folder, **settings):
@@ -428,3 +428,9 @@ def test_an_adapter_of_a_base_named_from_here_finds_it_from_elsewhere(splits, pr
     monkeypatch.chdir(tmp_path / "elsewhere")
     loaded, _ = load_pretrained(tmp_path / "adapter")
     assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+
+
+def test_a_model_of_another_class_is_refused_in_words(tmp_path):
+    args = FusionMatchTrainingArguments(str(tmp_path), eval_strategy="no", use_cpu=True)
+    with pytest.raises(ValueError, match="Linear is not the FusionMatchModel of this package"):
+        FusionMatchTrainer(torch.nn.Linear(2, 2), args, processing_class=tiny_processor())
