@@ -178,9 +178,17 @@ def test_pictures_as_bytes_are_embedded_as_their_floats(mini_batch_size):
     assert torch.equal(*found)
 
 
-def test_pictures_that_a_processor_prepares_in_its_own_way():
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EfficientNetImageProcessorPil", {"size": {"height": 32, "width": 32}}),
+        # Bytes, but with the channels first, for a tower that normalises them itself.
+        ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}, "do_rescale": False, "do_normalize": False}),
+    ],
+)
+def test_pictures_that_a_processor_prepares_in_its_own_way(name, settings):
     processor = tiny_processor()
-    processor.image_processor = transformers.EfficientNetImageProcessorPil(size={"height": 32, "width": 32})
+    processor.image_processor = getattr(transformers, name)(**settings)
     pictures = tiny_pictures(3)
     batch = stack_images(processor, [prepare_image(processor, picture) for picture in pictures])
     expected = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
