@@ -113,7 +113,8 @@ def peak_gb(reset: bool = False) -> float:
 def work(connection: Connection, number: int, start: int, memory_gb: float) -> None:
     """Reads the cases whose numbers come in, until none comes."""
     with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets"}
+        # Long tables are kept where `datasets` keeps temporary files.
+        os.environ |= {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": home}
         # Ours says where it is wrong in its own words; none of the libraries' bars and warnings is wanted here.
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         sys.stdin.close()

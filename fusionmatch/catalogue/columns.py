@@ -159,12 +159,12 @@ def guess_separator(cells: Iterable[Any]) -> str | None:
     Returns:
         `str`, *optional*: The separator; `None` when every cell names one picture.
     """
-    texts = [cell for cell in cells if isinstance(cell, str)]
-    for separator in ("|", "\n", ";", ","):
-        joined = [text for text in texts if separator in text]
-        if joined and all(_names_pictures([part.strip() for part in text.split(separator)]) for text in joined):
-            return separator
-    return None
+    believed = dict.fromkeys(("|", "\n", ";", ","))
+    for text in cells:
+        for separator in believed if isinstance(text, str) else ():
+            if separator in text and believed[separator] is not False:
+                believed[separator] = _names_pictures([part.strip() for part in text.split(separator)])
+    return next((separator for separator, found in believed.items() if found), None)
 
 
 def _names_pictures(parts: Sequence[str]) -> bool:
@@ -285,4 +285,9 @@ def _is_text(kind: pa.DataType) -> bool:
 def _groups(table: pa.Table, name: str | None) -> bool:
     if name is None or name not in table.column_names or pa.types.is_nested(table[name].type):
         return False
-    return len({str(value) for value in table[name].unique().to_pylist() if not is_empty(value)}) > 1
+    seen = set()
+    for part in table[name].chunks:
+        seen.update(str(value) for value in part.unique().to_pylist() if not is_empty(value))
+        if len(seen) > 1:
+            return True
+    return False

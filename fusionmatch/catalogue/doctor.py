@@ -15,11 +15,19 @@
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
 
 from .duplicates import text_key
 from .intake import Intake
 from .quarantine import QuarantinedRow
+from .tables import chunks, codes_of, column, count_by_appearance, in_chunks
 
 
 COPY = "picture is a copy of another one of the same product"
@@ -51,85 +59,149 @@ def examine(
     Returns:
         `list[QuarantinedRow]`: in the order of the rows; those of [`Intake.notes`] among them.
     """
-    dataset = intake.dataset
-    # A column as a whole: row by row would take a hundred times as long.
-    products, ids, texts, picture_groups = (
-        dataset[name][:] for name in ("product", "image_id", "texts", "picture_group")
-    )
-    places = list(zip(intake.files, dataset["source_row"][:], strict=True))
+    rows = _Rows(intake)
+    limits = [] if count_tokens is None or max_tokens is None else [(count_tokens, max_tokens)]
+    kinds = [rows.copies(), rows.shared_texts(), rows.repeated_ids(), rows.leaks()]
+    kinds += [rows.long_texts(*limit) for limit in limits]
     found = list(intake.notes)
-
-    def note(row: int, reason: str, field: str, value: str, detail: str | None = None) -> None:
-        found.append(QuarantinedRow(*places[row], reason, field=field, value=value, detail=detail))
-
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, group in enumerate(picture_groups):
-        groups[group].append(row)
-    for rows in groups.values():
-        names = list(dict.fromkeys(products[row] for row in rows))
-        for row in rows[1:]:
-            others = _others(products[row], names)
-            if others:
-                note(row, SHARED_PICTURE, intake.columns.image, ids[row], f"also {others}")
-            else:
-                note(row, COPY, intake.columns.image, ids[row], f"of {ids[rows[0]]}")
-
-    label = " + ".join(intake.columns.texts)
-    owner: dict[str, str] = {}
-    shared: dict[str, dict[str, None]] = {}
-    for row, own in enumerate(texts):
-        for text in own:
-            key = text_key(text)
-            first = owner.setdefault(key, products[row])
-            if first != products[row]:
-                shared.setdefault(key, {first: None})[products[row]] = None
-    names_of = {key: list(own) for key, own in shared.items()}
-    told: set[tuple[str, str]] = set()
-    for row, own in enumerate(texts if shared else ()):
-        for text in own:
-            key = text_key(text)
-            if key in names_of and (key, products[row]) not in told:
-                told.add((key, products[row]))
-                note(row, SHARED_TEXT, label, text, f"also {_others(products[row], names_of[key])}")
-
-    name = next((name for name in dataset.column_names if name.strip().lower() in _IDS), None)
-    if name is not None:
-        rows_of: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
-        for row, own in enumerate(dataset[name][:]):
-            if own is not None:
-                rows_of[str(own)].setdefault(places[row], row)
-        for own, rows in rows_of.items():
-            for row in list(rows.values())[1:]:
-                note(row, REPEATED_ID, name, own, f"also row {next(iter(rows))[1]}")
-
-    if intake.own_splits is not None:
-        for reason, names in ((LEAKING_PRODUCT, products), (LEAKING_PICTURE, picture_groups)):
-            homes: dict[str, set[str]] = defaultdict(set)
-            for own, split in zip(names, intake.own_splits, strict=True):
-                homes[own].add(split)
-            # Once for each split that it stands in: splits made by picture have every row of every product in this.
-            told_of: set[tuple[str, str]] = set()
-            for row, (own, split) in enumerate(zip(names, intake.own_splits, strict=True)):
-                if len(homes[own]) > 1 and (own, split) not in told_of:
-                    told_of.add((own, split))
-                    value = products[row] if reason == LEAKING_PRODUCT else ids[row]
-                    note(row, reason, "split", value, ", ".join(sorted(homes[own])))
-
-    if count_tokens is not None and max_tokens is not None:
-        different = list(dict.fromkeys(text for own in texts for text in own))
-        lengths = dict(zip(different, count_tokens(different), strict=True))
-        long: set[str] = set()
-        for row, own in enumerate(texts):
-            for text in own:
-                if lengths[text] > max_tokens and text not in long:
-                    long.add(text)
-                    note(row, LONG_TEXT, label, text, f"{lengths[text]} tokens, {max_tokens} are read")
+    for some in in_chunks(chain.from_iterable(kinds)):
+        found += rows.notes(some)
     return sorted(found, key=lambda each: (each.source, each.row))
+
+
+# Row, reason, field, value and detail; without a value it is the row's id.
+_Note = tuple[int, str, str, str | None, str]
+
+
+class _Rows:
+    """
+    The rows of a catalogue as numbers: a product, a picture or a text is told from others by its code, and the strings
+    are looked up where there is something to say about them.
+    """
+
+    def __init__(self, intake: Intake) -> None:
+        dataset = intake.dataset
+        self.intake = intake
+        self.ids = column(dataset, "image_id")
+        self.source_rows = column(dataset, "source_row").to_numpy()
+        self.products, self.product_names = codes_of(column(dataset, "product"))
+        self.pictures, _ = codes_of(column(dataset, "picture_group"))
+        texts = column(dataset, "texts")
+        self.texts = pa.chunked_array([part.flatten() for part in texts.chunks], pa.string())
+        lengths = [pc.list_value_length(part).to_numpy() for part in texts.chunks]
+        self.row_of_text = np.repeat(np.arange(len(dataset)), np.concatenate(lengths))
+        self.label = " + ".join(intake.columns.texts)
+
+    def notes(self, found: Sequence[_Note]) -> Iterator[QuarantinedRow]:
+        """What was found, in words for a person."""
+        ids = self.ids.take(pa.array([row for row, *_ in found])).to_pylist()
+        for (row, reason, name, value, detail), own in zip(found, ids, strict=True):
+            place = self.intake.files[row], int(self.source_rows[row])
+            yield QuarantinedRow(*place, reason, field=name, value=own if value is None else value, detail=detail)
+
+    def copies(self) -> Iterator[_Note]:
+        """Pictures that are copies of others."""
+        image = self.intake.columns.image
+        for rows in _repeated(self.pictures):
+            products = list(dict.fromkeys(self.products[rows].tolist()))
+            first = self.ids[int(rows[0])].as_py()
+            for row in rows[1:].tolist():
+                others = self._others(self.products[row], products)
+                if others:
+                    yield row, SHARED_PICTURE, image, None, f"also {others}"
+                else:
+                    yield row, COPY, image, None, f"of {first}"
+
+    def shared_texts(self) -> Iterator[_Note]:
+        """Texts that several products use, once for each product."""
+        keys = self._text_codes(text_key)
+        products = self.products[self.row_of_text]
+        told = _first_of_each(keys, products)
+        own_products: dict[int, list[int]] = defaultdict(list)
+        for text in told[np.bincount(keys[told])[keys[told]] > 1].tolist():
+            own_products[int(keys[text])].append(text)
+        for text in sorted(text for texts in own_products.values() for text in texts):
+            names = products[own_products[int(keys[text])]].tolist()
+            others = self._others(products[text], names)
+            yield int(self.row_of_text[text]), SHARED_TEXT, self.label, self.texts[text].as_py(), f"also {others}"
+
+    def repeated_ids(self) -> Iterator[_Note]:
+        """Ids that stand in several rows of the tables."""
+        dataset = self.intake.dataset
+        name = next((name for name in dataset.column_names if name.strip().lower() in _IDS), None)
+        if name is None:
+            return
+        ids, different = codes_of(column(dataset, name))
+        files: dict[str, int] = {}
+        file = np.array([files.setdefault(own, len(files)) for own in self.intake.files])
+        told = _first_of_each(ids, count_by_appearance(file, self.source_rows))
+        told = told[ids[told] >= 0]
+        for own in _repeated(ids[told]):
+            rows = told[own].tolist()
+            value = str(different[int(ids[rows[0]])].as_py())
+            for row in rows[1:]:
+                yield row, REPEATED_ID, name, value, f"also row {self.source_rows[rows[0]]}"
+
+    def leaks(self) -> Iterator[_Note]:
+        """Products and pictures that stand in several splits, once for each: by picture, all may be in all."""
+        if self.intake.own_splits is None:
+            return
+        names: dict[str, int] = {}
+        splits = np.array([names.setdefault(own, len(names)) for own in self.intake.own_splits])
+        for reason, codes in ((LEAKING_PRODUCT, self.products), (LEAKING_PICTURE, self.pictures)):
+            told = _first_of_each(codes, splits)
+            homes: dict[int, set[str]] = defaultdict(set)
+            for row in told.tolist():
+                homes[int(codes[row])].add(self.intake.own_splits[row])
+            for row in told.tolist():
+                own = homes[int(codes[row])]
+                if len(own) > 1:
+                    value = self.product_names[int(codes[row])].as_py() if reason == LEAKING_PRODUCT else None
+                    yield row, reason, "split", value, ", ".join(sorted(own))
+
+    def long_texts(self, count_tokens: Callable[[Sequence[str]], Sequence[int]], most: int) -> Iterator[_Note]:
+        """Texts that the model does not read whole, each once."""
+        for different in in_chunks(_first_of_each(self._text_codes(str)).tolist()):
+            texts = self.texts.take(pa.array(different)).to_pylist()
+            for at, text, length in zip(different, texts, count_tokens(texts), strict=True):
+                if length > most:
+                    detail = f"{length} tokens, {most} are read"
+                    yield int(self.row_of_text[at]), LONG_TEXT, self.label, text, detail
+
+    def _text_codes(self, key: Callable[[str], str]) -> np.ndarray:
+        # By a digest, since the keys themselves are as long as the texts.
+        digests = (
+            np.array([xxhash.xxh3_64_intdigest(key(text).encode()) for (text,) in chunk], np.uint64)
+            for chunk in chunks(pa.table({"text": self.texts}), ["text"])
+        )
+        return pd.factorize(np.concatenate([np.empty(0, np.uint64), *digests]))[0]
+
+    def _others(self, own: int, products: Sequence[int], shown: int = 2) -> str:
+        """The first other ones of those, own among them, and the number of the rest, in words; nothing without."""
+        first = [one for one in products[: shown + 1] if one != own][:shown]
+        rest = len(products) - 1 - len(first)
+        names = ", ".join(self.product_names[one].as_py() for one in first)
+        return names + (f" and {rest} more" if rest else "")
+
+
+def _first_of_each(*columns: np.ndarray) -> np.ndarray:
+    """The first row of each combination of some columns, ascending."""
+    return np.flatnonzero(~pd.Series(count_by_appearance(*columns)).duplicated().to_numpy())
+
+
+def _repeated(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of each code that stands in several, in the order in which the codes are counted."""
+    order = np.argsort(codes, kind="stable")
+    ends = np.flatnonzero(np.diff(codes[order], append=-2)) + 1
+    for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False):
+        if end - begin > 1:
+            yield order[begin:end]
 
 
 def scripts(intake: Intake) -> list[tuple[str, float]]:
     """Writing systems of the texts with their shares, the commonest first; a text with kana is Japanese."""
-    counts = Counter(script_of(text) for own in intake.dataset["texts"][:] for text in own)
+    table = pa.table({"texts": column(intake.dataset, "texts")})
+    counts = Counter(script_of(text) for chunk in chunks(table, ["texts"]) for (own,) in chunk for text in own)
     return [(name, count / counts.total()) for name, count in counts.most_common()]
 
 
@@ -142,10 +214,3 @@ def script_of(text: str) -> str:
         return "no letters"
     name = letters.most_common(1)[0][0]
     return _SCRIPTS.get(name, name.capitalize())
-
-
-def _others(own: str, names: Sequence[str], shown: int = 2) -> str:
-    """The first other names of those, own among them, and the number of the rest, in words; nothing without others."""
-    first = [name for name in names[: shown + 1] if name != own][:shown]
-    rest = len(names) - 1 - len(first)
-    return ", ".join(first) + (f" and {rest} more" if rest else "")

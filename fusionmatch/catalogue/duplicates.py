@@ -67,8 +67,9 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     index = [known.setdefault(row, len(known)) for row in hashes]
     different = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
     bits = different[:, : _HASH_SIZE**2 // 8].copy().view(np.uint64)
-    cells = different[:, _HASH_SIZE**2 // 8 :].astype(np.int16)
-    contrast = np.ptp(cells.reshape(len(cells), -1, 3), axis=1).max(axis=1)
+    cells = different[:, _HASH_SIZE**2 // 8 :]
+    pieces = (cells[start : start + _PIECE] for start in range(0, len(cells), _PIECE))
+    contrast = np.concatenate([np.ptp(piece.reshape(len(piece), -1, 3), axis=1).max(axis=1) for piece in pieces])
     tolerance = np.minimum(MAX_COLOR, contrast // _CONTRAST_SHARE)
     pairs = [np.empty((2, 0), np.int64)]
     for candidates in _alike_in_a_part(different[:, : _HASH_SIZE**2 // 8]):
@@ -78,7 +79,8 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
             first, second = first[near], second[near]
             # The smaller one of both: a plain colour has no copy but itself, whichever row comes first.
             allowed = np.minimum(tolerance[first], tolerance[second])
-            close = np.abs(cells[first] - cells[second]).max(axis=1, initial=0) <= allowed
+            apart = np.abs(cells[first].astype(np.int16) - cells[second]).max(axis=1, initial=0)
+            close = apart <= allowed
             pairs.append(np.stack([first[close], second[close]]))
     first, second = np.concatenate(pairs, axis=1)
     count = len(different)
@@ -94,12 +96,9 @@ def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
     Pairs of rows whose hashes have one of their parts in common, each pair once; a part and a distance in its order at
     a time.
     """
-    bits = np.unpackbits(hashes, axis=1)
     earlier: list[np.ndarray] = []
     for part in range(_PARTS):
-        # Every thirteenth bit: neighbours describe the same frequencies and go together.
-        own = bits[:, part::_PARTS].astype(np.uint32)
-        keys = own @ (1 << np.arange(own.shape[1], dtype=np.uint32))
+        keys = np.concatenate([_part(hashes[start : start + _PIECE], part) for start in range(0, len(hashes), _PIECE)])
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         start, step = np.arange(len(keys)), 0
@@ -116,6 +115,12 @@ def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
             if not met.all():
                 yield first[~met], second[~met]
         earlier.append(keys)
+
+
+def _part(hashes: np.ndarray, part: int) -> np.ndarray:
+    # Every thirteenth bit: neighbours describe the same frequencies and go together.
+    bits = np.unpackbits(hashes, axis=1)[:, part::_PARTS].astype(np.uint32)
+    return bits @ (1 << np.arange(bits.shape[1], dtype=np.uint32))
 
 
 def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:

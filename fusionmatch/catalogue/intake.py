@@ -29,6 +29,7 @@ from .quarantine import QuarantinedRow, check_quarantine_path, count_reasons, wr
 from .rows import build_dataset, choose_catalogue_columns, collect_pictures
 from .sources import CataloguePaths, read_sources
 from .splits import SPLITS, check_split_products, check_split_sizes, split_products, warn_of_leaks
+from .tables import column
 
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ class Intake:
 
     def summary(self) -> str:
         """Says in a few lines what was read, by which columns, and what was quarantined for which reasons."""
-        products = len(set(self.dataset["product"][:]))
-        copies = len(self.dataset) - len(set(self.dataset["picture_group"][:]))
+        products, groups = (len(column(self.dataset, name).unique()) for name in ("product", "picture_group"))
+        copies = len(self.dataset) - groups
         lines = [
             f"{self.rows_read:,} rows read: {len(self.dataset):,} pictures of {products:,} products kept, "
             f"{len(self.quarantine):,} quarantined.",
@@ -169,7 +170,7 @@ def read_catalogue(
         download = partial(download_pictures, cache_dir=image_cache_dir, allowed_hosts=allowed_hosts)
     pictures, quarantine, notes, split_names = collect_pictures(sources, columns, root, separator, download)
     quarantine = [fault for source in sources for fault in source.faults] + quarantine
-    if not pictures:
+    if not len(pictures):
         reasons = "; ".join(f"{count:,} times: {reason}" for reason, count in count_reasons(quarantine)[:3])
         raise ValueError(
             f"No row of the catalogue can be used: {len(quarantine):,} quarantined ({reasons or 'it holds no rows'}). "
@@ -181,10 +182,13 @@ def read_catalogue(
         quarantine=quarantine,
         columns=columns,
         rows_read=sum(len(source.places) for source in sources) + unreadable,
-        own_splits=[str(picture.split) for picture in pictures] if split_names else None,
+        own_splits=[str(split) for split in pictures.splits] if split_names else None,
         split_names=split_names,
         notes=notes,
-        files=[sources[picture.source].places[picture.row][0] for picture in pictures],
+        files=[
+            sources[source].places[row][0]
+            for source, row in zip(pictures.source.tolist(), pictures.row.tolist(), strict=True)
+        ],
     )
     logger.info(intake.summary())
     return intake

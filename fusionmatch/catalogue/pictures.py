@@ -140,9 +140,9 @@ def check_bytes(data: Any) -> Checked:
         return Checked(digest, UNREADABLE, re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", str(error)))
 
 
-def _check_file(path: Path) -> Checked:
+def _check_file(path: str | Path) -> Checked:
     try:
-        return check_bytes(path.read_bytes())
+        return check_bytes(Path(path).read_bytes())
     except OSError as error:
         return Checked("", UNREADABLE, error.strerror)
 
@@ -153,7 +153,7 @@ def _check_stored(picture: Any, follow_paths: bool) -> Checked:
     data, path = picture["bytes"], picture["path"].as_py()
     if data.is_valid:
         return check_bytes(data.as_buffer())
-    return _check_file(Path(path)) if path and follow_paths else Checked("", NOT_NAMED)
+    return _check_file(path) if path and follow_paths else Checked("", NOT_NAMED)
 
 
 def _check_all(check: Callable[[Any], Checked], batches: Iterable[Sequence[Any]], total: int) -> Iterator[Checked]:
@@ -170,14 +170,13 @@ def _check_all(check: Callable[[Any], Checked], batches: Iterable[Sequence[Any]]
             progress.update(len(batch))
 
 
-def check_files(paths: Iterable[Path]) -> dict[Path, Checked]:
-    """Decodes every file once, in a pool of threads."""
-    unique = list(dict.fromkeys(paths))
-    batches = (unique[start : start + _BATCH] for start in range(0, len(unique), _BATCH))
-    return dict(zip(unique, _check_all(_check_file, batches, len(unique)), strict=True))
+def check_files(paths: Sequence[str | Path]) -> Iterator[Checked]:
+    """Decodes files in a pool of threads, in their order."""
+    batches = (paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH))
+    return _check_all(_check_file, batches, len(paths))
 
 
-def check_stored(pictures: datasets.Dataset, follow_paths: bool = False) -> list[Checked]:
+def check_stored(pictures: datasets.Dataset, follow_paths: bool = False) -> Iterator[Checked]:
     """
     Decodes every picture of a dataset's `image` column, batch by batch, so that few are in memory at a time.
 
@@ -189,4 +188,4 @@ def check_stored(pictures: datasets.Dataset, follow_paths: bool = False) -> list
     check = partial(_check_stored, follow_paths=follow_paths)
     rows = pictures.with_format("arrow")
     batches = (list(table["image"]) for table in rows.iter(batch_size=_BATCH))
-    return list(_check_all(check, batches, len(pictures)))
+    return _check_all(check, batches, len(pictures))

@@ -15,69 +15,85 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+from datasets.table import Table, concat_tables
 
-from .columns import Columns, check_column, choose_columns, guess_separator, is_empty, join_texts, split_cell
+from .columns import Columns, check_column, choose_columns, is_empty, join_texts
 from .duplicates import group_pictures
-from .pictures import NOT_NAMED, UNREADABLE, Checked, Found, check_files, check_stored, find_picture, is_url
+from .named import Download, NamedPictures, find_pictures
+from .pictures import is_url
 from .quarantine import QuarantinedRow
 from .sources import Source
 from .splits import SPLITS, split_name
+from .tables import chunks, codes_of, count_by_appearance, keep, spans
 
 
 NO_TEXT = "text is empty or a placeholder"
-Download = Callable[[Iterable[str]], dict[str, Found]]
 _OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group", "concepts")
 
 
-@dataclass(slots=True)
-class Picture:
+@dataclass
+class Pictures:
     """
-    A picture kept: one row of the dataset to be.
+    The `n` pictures kept, each a row of the dataset to be, in the order of the sources. Rows of all tables are counted
+    on from one to the next.
 
     Args:
-        source (`int`): Which source it comes from.
-        row (`int`): Row of that source's table, from 0.
-        position (`int`): Row of the source's embedded pictures, from 0; -1 for a file.
-        path (`Path`, *optional*): File of the picture; `None` where it is embedded.
-        hash (`bytes`): What is the same in a copy of it ([`~fusionmatch.catalogue.duplicates.picture_hash`]).
-        product (`str`): Product it shows.
-        image_id (`str`): Its unique id.
-        split (`str`, *optional*): The user's own split.
-        texts (`list[str]`): Its texts.
-        group (`str`): What names it and its copies.
+        source (`np.ndarray`): (n,), which source it comes from.
+        row (`np.ndarray`): (n,), row of that source's table, from 0.
+        entry (`np.ndarray`): (n,), which entry of that source; of embedded pictures the row.
+        seen (`np.ndarray`): (n,), which of the different pictures it is; counts in the next two.
+        paths (`list[str | None]`): File of each different picture; `None` where it is embedded.
+        groups (`list[str]`): What names each different picture and its copies.
+        splits (`list[str | None]`): (n,), the user's own split.
+        image_ids (`pa.ChunkedArray`): (n,), its unique id.
+        products (`pa.ChunkedArray`): Product of each row of all tables.
+        texts (`pa.ChunkedArray`): Texts of each row of all tables.
+        text_rows (`np.ndarray`): Rows of all tables that have texts of the first picture, of the second, and so on.
+        text_ends (`np.ndarray`): (n + 1,), where those of a picture begin, and end.
     """
 
-    source: int
-    row: int
-    position: int
-    path: Path | None
-    hash: bytes
-    product: str
-    image_id: str
-    split: str | None
-    texts: list[str] = field(default_factory=list)
-    group: str = ""
+    source: np.ndarray
+    row: np.ndarray
+    entry: np.ndarray
+    seen: np.ndarray
+    paths: list[str | None]
+    groups: list[str]
+    splits: list[str | None]
+    image_ids: pa.ChunkedArray
+    products: pa.ChunkedArray
+    texts: pa.ChunkedArray
+    text_rows: np.ndarray
+    text_ends: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.row)
 
-_UNCHECKED = Checked("")
-
-
-class _Candidate(NamedTuple):
-    row: int
-    column: str
-    value: str | None
-    position: int
-    path: Path | None
-    checked: Checked
+    def describe(self, picked: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """Texts, product, id and group of some pictures."""
+        begins, ends = self.text_ends[picked], self.text_ends[picked + 1]
+        rows = [self.text_rows[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        texts = self.texts.take(pa.array(np.concatenate([np.empty(0, np.int64), *rows])))
+        if len(texts) > len(rows):
+            said = iter(texts.to_pylist())
+            own = [list(dict.fromkeys(text for _ in some for text in next(said))) for some in rows]
+            texts = pa.array(own, pa.list_(pa.string()))
+        return {
+            "texts": texts,
+            "product": self.products.take(pa.array(self.text_rows[begins])),
+            "image_id": self.image_ids.take(pa.array(picked)),
+            "picture_group": pa.array([self.groups[one] for one in self.seen[picked].tolist()], pa.string()),
+        }
 
 
 def choose_catalogue_columns(sources: Sequence[Source], **named: Any) -> Columns:
@@ -113,7 +129,7 @@ def collect_pictures(
     image_root: Path | None,
     separator: str | None,
     download: Download | None = None,
-) -> tuple[list[Picture], list[QuarantinedRow], list[QuarantinedRow], list[str]]:
+) -> tuple[Pictures, list[QuarantinedRow], list[QuarantinedRow], list[str]]:
     """
     Checks texts and pictures and gives the usable pictures in the order of the sources, the faults, what is worth a
     look in pictures that can be used, and the names of the user's own splits, those without a usable picture among
@@ -132,293 +148,257 @@ def collect_pictures(
     Raises:
         `ValueError`: A value of the split column is no split.
     """
-    pictures: dict[tuple[Any, ...], Picture] = {}
-    faults: list[QuarantinedRow] = []
-    notes: list[QuarantinedRow] = []
-    ids: dict[str, int] = {}
-    split_names: dict[str, None] = {source.split: None for source in sources if source.split is not None}
     roots = [image_root] if image_root is not None else list({s.root for s in sources if s.root is not None})
     id_root = os.path.commonpath(roots).rstrip(os.sep) + os.sep if roots else ""
-    several_files = len({place[0] for source in sources for place in source.places}) > 1
+    faults: list[QuarantinedRow] = []
+    split_names: dict[str | None, int] = {}
+    for source in sources:
+        if source.split is not None:
+            split_names.setdefault(source.split, len(split_names))
+    texts: list[Table] = []
+    products: list[Table] = []
+    named: list[NamedPictures] = []
+    different: dict[str, int] = {}
+    paths: list[str | None] = []
+    hashes: list[bytes] = []
+    # Of each time that a usable picture is named: the source, the place in it, the row of all tables, the picture and
+    # the split.
+    usable: list[np.ndarray] = [np.empty((5, 0), np.int64)]
+    start = 0
     for number, source in enumerate(sources):
-        texts, text_faults = _compose_texts(source, columns)
-        candidates, picture_faults = _find_candidates(source, columns, image_root, separator, download)
-        faults += sorted(text_faults + picture_faults, key=lambda fault: (fault.source, fault.row))
-        image_ids = _column(source, columns.image_id)
-        products = _own_products(source, columns, image_ids, candidates, id_root)
-        splits = _own_splits(source, columns)
-        split_names.update(dict.fromkeys(split for split in splits if split is not None))
-        for candidate in candidates:
-            row = candidate.row
-            if candidate.checked.reason is not None or not texts[row]:
-                continue
-            key = (splits[row], candidate.path or candidate.checked.digest, products[row])
-            picture = pictures.get(key)
-            if picture is None:
-                file, source_row = source.places[row]
-                if candidate.path is not None:
-                    image_id = _file_name(candidate, id_root)
-                elif not is_empty(image_ids[row]):
-                    image_id = str(image_ids[row]).strip()
-                elif candidate.value:
-                    # A hub dataset may hold the path of a file in this machine's cache.
-                    image_id = candidate.value if source.root is not None else Path(candidate.value).name
-                else:
-                    image_id = f"{file}/row-{source_row}" if several_files else f"row-{source_row}"
-                picture = pictures[key] = Picture(
-                    source=number,
-                    row=row,
-                    position=candidate.position,
-                    path=candidate.path,
-                    hash=candidate.checked.hash,
-                    product=products[row],
-                    image_id=_unique(image_id, ids),
-                    split=splits[row],
-                )
-                notes += [_note(source, candidate, note) for note in candidate.checked.notes]
-            picture.texts += texts[row]
-    found = list(pictures.values())
-    groups = group_pictures([picture.hash for picture in found])
-    # By what is seen in it, so that it is the same in another catalogue.
-    names = {first: xxhash.xxh3_64_hexdigest(found[first].hash) for first in set(groups)}
-    for picture, first in zip(found, groups, strict=True):
-        picture.texts = list(dict.fromkeys(picture.texts))
-        picture.group = names[first]
-    return found, faults, notes, list(split_names)
-
-
-def _column(source: Source, name: str | None) -> list[Any]:
-    if name is None or name not in source.table.column_names:
-        return [None] * len(source.places)
-    return source.table[name].to_pylist()
-
-
-def _compose_texts(source: Source, columns: Columns) -> tuple[list[list[str]], list[QuarantinedRow]]:
-    cells = [_column(source, name) for name in columns.texts]
-    label = " + ".join(columns.texts)
-    texts: list[list[str]] = []
-    faults = []
-    for (file, number), row in zip(source.places, zip(*cells, strict=True), strict=True):
-        single = [cell for cell in row if not isinstance(cell, list)]
-        entries = [entry for cell in row if isinstance(cell, list) for entry in cell]
-        if len(columns.texts) == 1:
-            joined = ["" if is_empty(cell) else str(cell).strip() for cell in single]
-        else:
-            joined = [join_texts(single)] if single else []
-        entries = joined + ["" if is_empty(entry) else str(entry).strip() for entry in entries]
-        said = [entry for entry in entries if entry]
-        texts.append(list(dict.fromkeys(said)))
-        # An empty entry beside others, such as the third of five captions, is reported and the row kept. A joined
-        # text that is empty beside a list is no fault: the list is the text.
-        missing = len(entries) - len(said) if said and not single else int(not said)
-        if missing:
-            value = " | ".join(str(cell) for cell in row)
-            faults.extend(QuarantinedRow(file, number, NO_TEXT, field=label, value=value) for _ in range(missing))
-    return texts, faults
-
-
-def _find_candidates(
-    source: Source, columns: Columns, image_root: Path | None, separator: str | None, download: Download | None
-) -> tuple[list[_Candidate], list[QuarantinedRow]]:
-    if source.embedded is not None and columns.image in source.embedded.column_names:
-        names = _stored_paths(source, columns.image)
-        if names is None:
-            return _embedded_candidates(source, columns)
-        more: list[Any] = [None] * len(names)
-    else:
-        names, more = _column(source, columns.image), _column(source, columns.additional_images)
-    folders = [folder for folder in (image_root, source.root) if folder is not None]
-    if columns.additional_images is None:
-        first_separator, more_separator = separator or guess_separator(names), None
-    else:
-        first_separator, more_separator = None, separator or guess_separator(more)
-    candidates: list[_Candidate] = []
-    faults = []
-    places: dict[str, Found] = {}
-    for row, (cell, others) in enumerate(zip(names, more, strict=True)):
-        entries = [(columns.image, entry) for entry in split_cell(cell, first_separator)]
-        entries += [(str(columns.additional_images), entry) for entry in split_cell(others, more_separator)]
-        if not entries:
-            value = None if cell is None else str(cell)
-            faults.append(QuarantinedRow(*source.places[row], NOT_NAMED, field=columns.image, value=value))
-        for column, entry in entries:
-            if entry not in places:
-                places[entry] = find_picture(entry, folders)
-            candidates.append(_Candidate(row, column, entry, -1, None, _UNCHECKED))
-    if download is not None:
-        places |= download([entry for entry in places if is_url(entry)])
-    checked = check_files(place.path for place in places.values() if place.path is not None and place.reason is None)
-    for position, item in enumerate(candidates):
-        path, reason, detail = places[item.value]
-        check = checked[path] if reason is None else Checked("", reason, detail)
-        if check.reason == UNREADABLE and is_url(item.value):
-            path.unlink(missing_ok=True)  # what is no picture today is asked for again next time
-            path = None
-        candidates[position] = item._replace(path=path, checked=check)
-    return candidates, faults + _candidate_faults(source, candidates)
-
-
-def _candidate_faults(source: Source, candidates: Iterable[_Candidate]) -> list[QuarantinedRow]:
-    return [_note(source, item, item.checked.reason) for item in candidates if item.checked.reason is not None]
-
-
-def _note(source: Source, candidate: _Candidate, reason: str) -> QuarantinedRow:
-    return QuarantinedRow(
-        *source.places[candidate.row],
-        reason,
-        field=candidate.column,
-        value=candidate.value,
-        path=str(candidate.path) if candidate.path is not None else None,
-        detail=candidate.checked.detail,
+        said, text_faults = _compose_texts(source, columns)
+        own = find_pictures(source, columns, image_root, separator, download)
+        faults += sorted(text_faults + own.quarantine(source, columns), key=lambda fault: (fault.source, fault.row))
+        texts += said
+        named.append(own)
+        products += keep(_own_products(source, columns, own, id_root))
+        splits = _own_splits(source, columns, split_names)
+        places = np.flatnonzero(own.usable() & _has_text(said)[own.rows])
+        rows, entries = own.rows[places], own.entries[places]
+        seen = np.full(len(own.values), -1)
+        for entry in np.unique(entries).tolist():
+            seen[entry] = different.setdefault(own.key(entry), len(different))
+            if seen[entry] == len(paths):
+                paths.append(own.paths[entry])
+                hashes.append(own.hashes[entry])
+        usable.append(np.stack([np.full(len(places), number), places, start + rows, seen[entries], splits[rows]]))
+        start += len(source.places)
+    all_products = _column_of(products, "product", pa.string())
+    source_of, place, row, seen, split = np.concatenate(usable, axis=1)
+    picture = count_by_appearance(seen, split, codes_of(all_products)[0][row])
+    # The first time that each is named.
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(picture), prepend=-1))
+    entry, own_row = np.empty_like(first), np.empty_like(first)
+    notes: list[QuarantinedRow] = []
+    ids: list[pa.Array] = []
+    for number, (source, own) in enumerate(zip(sources, named, strict=True)):
+        mine = source_of[first] == number
+        at = place[first[mine]]
+        entry[mine], own_row[mine] = own.entries[at], own.rows[at]
+        for here in at[np.isin(own.entries[at], list(own.notes))].tolist():
+            notes += [own.note(source, columns, here, note) for note in own.notes[int(own.entries[here])]]
+        ids += _image_ids(
+            source, columns, own, at, id_root, len({name for s in sources for name in s.places.files}) > 1
+        )
+    found = Pictures(
+        source=source_of[first],
+        row=own_row,
+        entry=entry,
+        seen=seen[first],
+        paths=paths,
+        groups=_name_groups(hashes, seen[first]),
+        splits=[list(split_names)[code] for code in split[first].tolist()],
+        image_ids=_unique(pa.chunked_array(ids, pa.string())),
+        products=all_products,
+        texts=_column_of(texts, "texts", pa.list_(pa.string())),
+        text_rows=row[np.argsort(picture, kind="stable")],
+        text_ends=np.concatenate([[0], np.cumsum(np.bincount(picture))]),
     )
+    return found, faults, notes, [name for name in split_names if name is not None]
 
 
-def _stored_paths(source: Source, name: str) -> list[str | None] | None:
-    # Parquet written without embedding keeps the struct of bytes and path with no bytes in it.
-    column = source.embedded.data[name]
-    if source.root is None or not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
-        return None
-    if pc.struct_field(column, "bytes").null_count < len(column):
-        return None
-    return pc.struct_field(column, "path").to_pylist()
+def _column_of(tables: Sequence[Table], name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([part for table in tables for part in table.table[name].chunks], kind)
 
 
-def _embedded_candidates(source: Source, columns: Columns) -> tuple[list[_Candidate], list[QuarantinedRow]]:
-    names = [columns.image] + ([columns.additional_images] if columns.additional_images else [])
-    kinds = [source.embedded.data.schema.field(name).type for name in names]
-    rows: Sequence[int] = range(len(source.places))
-    if len(names) == 1 and not (pa.types.is_list(kinds[0]) or pa.types.is_large_list(kinds[0])):
-        source.pictures = source.embedded.select_columns(names).rename_columns({names[0]: "image"})
-        source.pictures = source.pictures.cast_column("image", datasets.Image())
+def _name_groups(hashes: Sequence[bytes], seen: np.ndarray) -> list[str]:
+    """What names each different picture and its copies: what is seen in the first one, the same in any catalogue."""
+    order = pd.unique(seen).tolist()
+    names = [""] * len(hashes)
+    for one, first in zip(order, group_pictures([hashes[one] for one in order]), strict=True):
+        names[one] = names[order[first]] or xxhash.xxh3_64_hexdigest(hashes[one])
+    return names
+
+
+def _compose_texts(source: Source, columns: Columns) -> tuple[list[Table], list[QuarantinedRow]]:
+    label = " + ".join(columns.texts)
+    faults: list[QuarantinedRow] = []
+    places = iter(source.places)
+
+    def tables() -> Iterator[pa.Table]:
+        for chunk in chunks(source.table, columns.texts):
+            texts = []
+            for row, (file, number) in zip(chunk, places, strict=False):
+                said, missing = _row_texts(row)
+                texts.append(said)
+                if missing:
+                    value = " | ".join(str(cell) for cell in row)
+                    faults.extend([QuarantinedRow(file, number, NO_TEXT, field=label, value=value)] * missing)
+            yield pa.table({"texts": pa.array(texts, pa.list_(pa.string()))})
+
+    return keep(tables()), faults
+
+
+def _row_texts(row: Sequence[Any]) -> tuple[list[str], int]:
+    """The texts of a row's cells, and how many are missing."""
+    single = [cell for cell in row if not isinstance(cell, list)]
+    entries = [entry for cell in row if isinstance(cell, list) for entry in cell]
+    if len(row) == 1:
+        joined = ["" if is_empty(cell) else str(cell).strip() for cell in single]
     else:
-        flat = source.embedded.select_columns(names).with_format("arrow")
-        source.pictures = flat.map(
-            _flatten,
-            batched=True,
-            batch_size=100,
-            with_indices=True,
-            remove_columns=names,
-            features=datasets.Features({"image": datasets.Image(), "row": datasets.Value("int64")}),
-            desc="Laying out pictures",
-        ).with_format(None)
-        rows = list(source.pictures["row"])
-        source.pictures = source.pictures.select_columns(["image"])
-    paths = pc.struct_field(source.pictures.data["image"], "path").to_pylist()
-    checked = check_stored(source.pictures, follow_paths=source.root is None)
-    candidates = [
-        _Candidate(row, names[0], path, position, None, check)
-        for position, (row, path, check) in enumerate(zip(rows, paths, checked, strict=True))
-    ]
-    named = set(rows)
-    faults = [
-        QuarantinedRow(*place, NOT_NAMED, field=names[0])
-        for row, place in enumerate(source.places)
-        if row not in named
-    ]
-    return candidates, faults + _candidate_faults(source, candidates)
+        joined = [join_texts(single)] if single else []
+    entries = joined + ["" if is_empty(entry) else str(entry).strip() for entry in entries]
+    said = [entry for entry in entries if entry]
+    # An empty entry beside others, such as the third of five captions, is reported and the row kept. A joined text
+    # that is empty beside a list is no fault: the list is the text.
+    missing = len(entries) - len(said) if said and not single else int(not said)
+    return list(dict.fromkeys(said)), missing
 
 
-def _flatten(table: pa.Table, rows: list[int]) -> dict[str, list[Any]]:
-    cells = zip(rows, *(table[name].to_pylist() for name in table.column_names), strict=True)
-    flat: dict[str, list[Any]] = {"image": [], "row": []}
-    for row, *columns in cells:
-        for cell in columns:
-            for entry in cell if isinstance(cell, list) else [cell]:
-                if entry is not None:
-                    flat["image"].append(entry)
-                    flat["row"].append(row)
-    return flat
+def _has_text(texts: Sequence[Table]) -> np.ndarray:
+    counts = [pc.list_value_length(part).to_numpy() for table in texts for part in table.table["texts"].chunks]
+    return np.concatenate([np.empty(0, np.int64), *counts]) > 0
 
 
-def _own_products(
-    source: Source, columns: Columns, image_ids: list[Any], candidates: Iterable[_Candidate], id_root: str
-) -> list[str]:
-    first: dict[int, _Candidate] = {}
-    for candidate in candidates:
-        first.setdefault(candidate.row, candidate)
-    groups = _column(source, columns.group) if columns.group is not None else image_ids
-    products = []
-    for row, (group, place) in enumerate(zip(groups, source.places, strict=True)):
-        own = first.get(row)
-        if not is_empty(group):
-            products.append(str(group).strip())
-        elif own is not None and own.path is not None:
-            products.append(_file_name(own, id_root))
-        elif own is not None and own.checked.digest:
-            # By its bytes, not its row or stored name: rows move, and exports call every picture "image.jpg".
-            products.append(f"picture-{own.checked.digest[:16]}")
-        else:
-            products.append(f"{place[0]}/row-{place[1]}")
-    return products
+def _own_products(source: Source, columns: Columns, named: NamedPictures, id_root: str) -> Iterator[pa.Table]:
+    first = np.full(len(source.places), -1)
+    rows, at = np.unique(named.rows, return_index=True)
+    first[rows] = named.entries[at]
+    entries, places = iter(first.tolist()), iter(source.places)
+    column = columns.group if columns.group is not None else columns.image_id
+    for chunk in chunks(source.table, [column]):
+        products = []
+        for (group,), entry, place in zip(chunk, entries, places, strict=False):
+            if not is_empty(group):
+                products.append(str(group).strip())
+            elif entry >= 0 and named.paths[entry] is not None:
+                products.append(_file_name(named, entry, id_root))
+            elif entry >= 0 and named.embedded and named.digests[entry]:
+                # By its bytes, not its row or stored name: rows move, and exports call every picture "image.jpg".
+                products.append(f"picture-{named.digests[entry][:16]}")
+            else:
+                products.append(f"{place[0]}/row-{place[1]}")
+        yield pa.table({"product": pa.array(products, pa.string())})
 
 
-def _own_splits(source: Source, columns: Columns) -> list[str | None]:
+def _own_splits(source: Source, columns: Columns, names: dict[str | None, int]) -> np.ndarray:
+    """The number of each row's own split; `names` takes those that are new."""
     if columns.split is None:
-        return [source.split] * len(source.places)
+        return np.full(len(source.places), names.setdefault(source.split, len(names)))
     if source.split is not None:
         raise ValueError(
             "split_column cannot be used where the catalogue is given split by split; leave one of them out."
         )
-    cells = ["" if cell is None else str(cell) for cell in _column(source, columns.split)]
-    splits = {cell: split_name(cell) for cell in cells}
-    unknown = sorted(cell for cell, split in splits.items() if split is None)
+    codes = []
+    unknown: dict[str, int] = {}
+    for chunk in chunks(source.table, [columns.split]):
+        cells = ["" if cell is None else str(cell) for (cell,) in chunk]
+        splits = {cell: split_name(cell) for cell in cells}
+        for row, cell in enumerate(cells, start=len(codes)):
+            if splits[cell] is None:
+                unknown.setdefault(cell, row)
+        codes += [names.setdefault(splits[cell], len(names)) for cell in cells]
     if unknown:
-        row = next(place for place, cell in zip(source.places, cells, strict=True) if cell == unknown[0])
+        file, row = source.places[unknown[min(unknown)]]
         raise ValueError(
-            f"split_column '{columns.split}' holds {', '.join(map(repr, unknown[:5]))} (first in {row[0]}, row "
-            f"{row[1]}); allowed are {', '.join(SPLITS)}, and val, valid, dev, eval."
+            f"split_column '{columns.split}' holds {', '.join(map(repr, sorted(unknown)[:5]))} (first in {file}, row "
+            f"{row}); allowed are {', '.join(SPLITS)}, and val, valid, dev, eval."
         )
-    return [splits[cell] for cell in cells]
+    return np.array(codes, np.int64)
 
 
-def _file_name(candidate: _Candidate, root: str) -> str:
-    if is_url(candidate.value):  # its file is called by a digest
-        return candidate.value
-    return str(candidate.path).removeprefix(root).replace(os.sep, "/")
+def _image_ids(
+    source: Source, columns: Columns, named: NamedPictures, at: np.ndarray, id_root: str, several_files: bool
+) -> Iterator[pa.Array]:
+    """The ids of pictures, those that are named in the places `at` of a source; not unique yet."""
+    has_ids = columns.image_id is not None and columns.image_id in source.table.column_names
+    for span in spans(len(at)):
+        rows, entries = (own[at[span]].tolist() for own in (named.rows, named.entries))
+        cells = source.table[columns.image_id].take(pa.array(rows)).to_pylist() if has_ids else [None] * len(rows)
+        ids = []
+        for row, entry, cell in zip(rows, entries, cells, strict=True):
+            if named.paths[entry] is not None:
+                ids.append(_file_name(named, entry, id_root))
+            elif not is_empty(cell):
+                ids.append(str(cell).strip())
+            elif value := named.values[entry]:
+                # A hub dataset may hold the path of a file in this machine's cache.
+                ids.append(value if source.root is not None else Path(value).name)
+            else:
+                file, number = source.places[row]
+                ids.append(f"{file}/row-{number}" if several_files else f"row-{number}")
+        yield pa.array(ids, pa.string())
 
 
-def _unique(image_id: str, ids: dict[str, int]) -> str:
-    unique, count = image_id, ids.get(image_id, 1)
-    while unique in ids:
-        count += 1
-        unique = f"{image_id}#{count}"
-    ids[image_id] = count
-    ids.setdefault(unique, 1)
-    return unique
+def _file_name(named: NamedPictures, entry: int, root: str) -> str:
+    if is_url(named.values[entry]):  # its file is called by a digest
+        return str(named.values[entry])
+    return str(named.paths[entry]).removeprefix(root).replace(os.sep, "/")
 
 
-def build_dataset(sources: Sequence[Source], columns: Columns, pictures: Sequence[Picture]) -> datasets.Dataset:
+def _unique(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The ids with `#2`, `#3`, ... behind those that are there already."""
+    codes, different = codes_of(ids)
+    again = pd.Series(codes).duplicated().to_numpy()
+    if not again.any():
+        return ids
+    taken = set(different.filter(pc.match_substring(different, "#")).to_pylist())
+    counts: dict[str, int] = {}
+
+    def rename(own: str) -> str:
+        while True:
+            counts[own] = counts.get(own, 1) + 1
+            if f"{own}#{counts[own]}" not in taken:
+                return f"{own}#{counts[own]}"
+
+    parts, start = [], 0
+    for part in ids.chunks:
+        repeated = again[start : start + len(part)]
+        start += len(part)
+        names = [rename(own) if more else own for own, more in zip(part.to_pylist(), repeated.tolist(), strict=True)]
+        parts.append(pa.array(names, pa.string()))
+    return pa.chunked_array(parts, pa.string())
+
+
+def build_dataset(sources: Sequence[Source], columns: Columns, pictures: Pictures) -> datasets.Dataset:
     """
     Lays the pictures out as one dataset, in their order; embedded pictures stay where they are, memory-mapped.
 
     Args:
         sources (`Sequence[Source]`): The tables, as [`collect_pictures`] left them.
         columns (`Columns`): The columns read.
-        pictures (`Sequence[Picture]`): What to lay out.
+        pictures (`Pictures`): What to lay out.
     """
     extras = _extra_columns(sources, columns)
     parts = []
     for number, source in enumerate(sources):
-        kept = [picture for picture in pictures if picture.source == number]
-        if not kept:
+        kept = np.flatnonzero(pictures.source == number)
+        if not len(kept):
             continue
         if source.pictures is None:
-            paths = pa.array([str(picture.path) for picture in kept], pa.string())
-            image = pa.StructArray.from_arrays([pa.nulls(len(kept), pa.binary()), paths], ["bytes", "path"])
-            table = _describe(source, kept, extras).add_column(0, "image", image)
-            parts.append(_as_dataset(table))
+            parts.append(_as_dataset(_describe(source, pictures, kept, extras)))
             continue
         # Beside every embedded picture, used or not, so that the bytes are neither copied nor moved.
-        beside: list[Picture | None] = [None] * len(source.pictures)
-        for picture in kept:
-            beside[picture.position] = picture
-        described = _as_dataset(_describe(source, beside, extras))
+        beside = np.full(len(source.pictures), -1)
+        beside[pictures.entry[kept]] = kept
+        described = _as_dataset(_describe(source, pictures, beside, extras))
         part = datasets.concatenate_datasets([source.pictures, described], info=datasets.DatasetInfo(), axis=1)
-        parts.append(part if len(kept) == len(beside) else part.select([picture.position for picture in kept]))
+        parts.append(part if len(kept) == len(beside) else part.select(pictures.entry[kept]))
     return datasets.concatenate_datasets(parts, info=datasets.DatasetInfo()) if len(parts) > 1 else parts[0]
 
 
-def _as_dataset(table: pa.Table) -> datasets.Dataset:
+def _as_dataset(tables: Iterator[pa.Table]) -> datasets.Dataset:
+    table = concat_tables(keep(tables))
     features = datasets.Features.from_arrow_schema(table.schema)
     if "image" in features:
         features["image"] = datasets.Image()
@@ -430,23 +410,31 @@ def _as_dataset(table: pa.Table) -> datasets.Dataset:
 
 
 def _describe(
-    source: Source, pictures: Sequence[Picture | None], extras: dict[str, tuple[str, pa.DataType]]
-) -> pa.Table:
-    described: dict[str, pa.Array | pa.ChunkedArray] = {
-        "texts": pa.array([p and p.texts for p in pictures], pa.list_(pa.string())),
-        "product": pa.array([p and p.product for p in pictures], pa.string()),
-        "image_id": pa.array([p and p.image_id for p in pictures], pa.string()),
-        "source_row": pa.array([p and source.places[p.row][1] for p in pictures], pa.int64()),
-        "picture_group": pa.array([p and p.group for p in pictures], pa.string()),
-    }
-    rows = pa.array([p and p.row for p in pictures], pa.int64())
+    source: Source, pictures: Pictures, picked: np.ndarray, extras: dict[str, tuple[str, pa.DataType]]
+) -> Iterator[pa.Table]:
+    """Those pictures, a chunk at a time; -1 gives a row of nothing."""
     held = set(source.table.column_names)
-    for name, (target, kind) in extras.items():
-        if name in held:
-            described[target] = source.table[name].take(rows).cast(kind)
-        else:
-            described[target] = pa.nulls(len(pictures), kind)
-    return pa.table(described)
+    numbers = source.places.numbers()
+    for span in spans(len(picked)):
+        there = picked[span] >= 0
+        kept = picked[span][there]
+        described: dict[str, pa.Array | pa.ChunkedArray] = {}
+        if source.pictures is None:
+            paths = pa.array([pictures.paths[one] for one in pictures.seen[kept].tolist()], pa.string())
+            described["image"] = pa.StructArray.from_arrays(
+                [pa.nulls(len(kept), pa.binary()), paths], ["bytes", "path"]
+            )
+        own = pictures.describe(kept)
+        described |= {name: own[name] for name in ("texts", "product", "image_id")}
+        rows = pictures.row[kept]
+        described |= {"source_row": pa.array(numbers[rows]), "picture_group": own["picture_group"]}
+        for name, (target, kind) in extras.items():
+            if name in held:
+                described[target] = source.table[name].take(pa.array(rows)).cast(kind)
+            else:
+                described[target] = pa.nulls(len(kept), kind)
+        table = pa.table(described)
+        yield table if there.all() else table.take(pa.array(np.cumsum(there) - 1, mask=~there))
 
 
 def _extra_columns(sources: Sequence[Source], columns: Columns) -> dict[str, tuple[str, pa.DataType]]:

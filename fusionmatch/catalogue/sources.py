@@ -13,16 +13,20 @@
 # limitations under the License.
 """Reading what companies keep: CSV, JSON lines and Parquet files, folders of pictures, hub datasets."""
 
+import codecs
 import csv
 import glob
+import io
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 import pyarrow as pa
@@ -31,6 +35,7 @@ import pyarrow.parquet as pq
 from .excel import workbook_as_csv
 from .quarantine import QuarantinedRow
 from .splits import SPLITS, split_name
+from .tables import Places, in_chunks, keep
 
 
 logger = logging.getLogger(__name__)
@@ -45,11 +50,10 @@ CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePat
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 # Half of an emoji perhaps, left by an export that cuts texts to a length; whole ones have two halves.
 _HALF = re.compile(r"\\u[dD]")
-# Rows whose cells are Python's own at a time; they take several times the memory of Arrow's.
-_CHUNK = 50_000
+# Bytes that are decoded at a time to find the encoding.
+_BLOCK = 2**20
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
 
 
@@ -60,7 +64,7 @@ class Source:
 
     Args:
         table (`pa.Table`): Every column but those that embed pictures.
-        places (`list[tuple[str, int]]`): File name and 1-based data row of each row of the table.
+        places (`Places`): File name and 1-based data row of each row of the table.
         root (`Path`, *optional*): Folder the picture paths are relative to; `None` for a hub dataset.
         split (`str`, *optional*): The user's own split these rows belong to; `None` when there is none yet.
         embedded (`datasets.Dataset`, *optional*): The columns that embed pictures, memory-mapped, row for row beside
@@ -71,7 +75,7 @@ class Source:
     """
 
     table: pa.Table
-    places: list[tuple[str, int]]
+    places: Places
     root: Path | None = None
     split: str | None = None
     embedded: datasets.Dataset | None = None
@@ -150,9 +154,7 @@ def _read_split(value: CataloguePath | Iterable[CataloguePath], split: str | Non
         if file.suffix.lower() == ".parquet":
             shards.setdefault(file.parent, []).append(file)
         elif file.suffix.lower() == ".xlsx":
-            table, rows, faults = _read_csv(workbook_as_csv(file), file, ",")
-            places = [(file.name, row) for row in rows]
-            sources.append(Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults))
+            sources.append(_read_csv(io.StringIO(workbook_as_csv(file), newline=""), file, split, ","))
         else:
             sources.append(_read_text_table(file, split))
     return sources + [_read_parquet(group, split) for group in shards.values()]
@@ -199,123 +201,164 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _read_text_table(file: Path, split: str | None) -> Source:
-    text = _read_text(file)
-    if file.suffix.lower() in (".csv", ".tsv"):
-        table, rows, faults = _read_csv(text, file)
-    else:
-        table, rows, faults = _read_json(text, file)
-    places = [(file.name, row) for row in rows]
-    return Source(table=table, places=places, root=file.parent.resolve(), split=split, faults=faults)
+    comma_separated = file.suffix.lower() in (".csv", ".tsv")
+    # Not every kind of line end: JSON strings may hold separators such as U+2028, and quoted cells line breaks.
+    with file.open(encoding=_encoding(file), newline="" if comma_separated else "\n") as stream:
+        return (_read_csv if comma_separated else _read_json)(stream, file, split)
 
 
-def _read_text(file: Path) -> str:
-    data = file.read_bytes()
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+def _encoding(file: Path) -> str:
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        return data.decode(encoding).lstrip("\ufeff")  # exports that were joined hold a second mark
-    except UnicodeDecodeError as error:
-        fault = error
-    try:
-        text = data.decode("cp932")
+        for _ in _decoded(file, encoding):
+            pass
+        return encoding
     except UnicodeDecodeError:
-        text = ""
+        pass
     # Western text happens to decode as cp932 too, into nonsense, but never into kana, which Japanese text has.
-    if _FULL_WIDTH_KANA.search(text):
+    try:
+        japanese = sum(_FULL_WIDTH_KANA.search(text) is not None for text in _decoded(file, "cp932")) > 0
+    except UnicodeDecodeError:
+        japanese = False
+    if japanese:
         logger.warning(f"'{file.name}' is not UTF-8; it was read as Japanese (cp932, Shift-JIS).")
-        return text
-    line = data.count(b"\n", 0, fault.start) + 1
-    raise ValueError(
-        f"'{file}' is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: line {line} holds bytes it does not allow. "
-        "Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
-    ) from fault
+        return "cp932"
+    data = file.read_bytes()
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"'{file}' is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: line {line} holds bytes it does not "
+            "allow. Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
+        ) from error
+    return encoding
 
 
-def _read_csv(text: str, file: Path, delimiter: str | None = None) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    header_line = text.split("\n", 1)[0]
+def _decoded(file: Path, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+
+
+def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | None = None) -> Source:
+    first = lines.readline().lstrip("\ufeff")  # exports that were joined hold a second mark
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
     if delimiter is None:
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header_line.count)
-    reader = csv.reader((line[0] for line in _LINE.finditer(text)), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    kept: list[list[str]] = []
-    chunks: list[list[pa.Array]] = []
-    rows: list[int] = []
-    faults: list[QuarantinedRow] = []
-    number, begin = 0, 1
-    try:
-        for cells in reader:
-            line, begin = begin, reader.line_num + 1
-            if not cells:  # a blank line is no row
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                continue
-            number += 1
-            if len(cells) != len(header):
-                value, detail = delimiter.join(cells), f"line {line}: {len(cells)} in place of {len(header)}"
-                faults.append(QuarantinedRow(file.name, number, OTHER_LENGTH, value=value, detail=detail))
-                continue
-            rows.append(number)
-            kept.append(cells)
-            if len(kept) == _CHUNK:
-                chunks.append(_to_columns(kept, len(header)))
-                kept = []
-    except csv.Error as error:
-        raise ValueError(
-            f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
-            "Look for a quotation mark that is opened and not closed."
-        ) from error
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    read = _csv_rows(chain([first], lines), file, delimiter)
+    _, header = next(read, (0, []))
+    header = [name.strip() for name in header]
     if not header:
         raise ValueError(f"'{file}' is empty: the first line must name the columns.")
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
-    chunks.append(_to_columns(kept, len(header)))
-    return pa.table([pa.chunked_array(parts) for parts in zip(*chunks, strict=True)], names=header), rows, faults
-
-
-def _to_columns(rows: list[list[str]], count: int) -> list[pa.Array]:
-    columns = zip(*rows, strict=True) if rows else [()] * count
-    return [pa.array(column, pa.string()) for column in columns]
-
-
-def _read_json(text: str, file: Path) -> tuple[pa.Table, list[int], list[QuarantinedRow]]:
-    columns: dict[str, list[Any]] = {}
-    rows: list[int] = []
+    rows = array("q")
     faults: list[QuarantinedRow] = []
+
+    def whole() -> Iterator[list[str]]:
+        for number, (line, cells) in enumerate(read, start=1):
+            if len(cells) == len(header):
+                rows.append(number)
+                yield cells
+                continue
+            value, detail = delimiter.join(cells), f"line {line}: {len(cells)} in place of {len(header)}"
+            faults.append(QuarantinedRow(file.name, number, OTHER_LENGTH, value=value, detail=detail))
+
+    parts = keep(_to_table(some, header) for some in in_chunks(whole()))
+    table = pa.concat_tables(part.table for part in parts) if parts else _to_table([], header)
+    return Source(table, Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
+
+
+def _csv_rows(lines: Iterable[str], file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The line that each row begins on, and its cells."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    begin = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
+                "Look for a quotation mark that is opened and not closed."
+            ) from error
+        if cells is None:
+            return
+        if cells:  # a blank line is no row
+            yield begin, cells
+        begin = reader.line_num + 1
+
+
+def _to_table(rows: list[list[str]], names: list[str]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=names)
+
+
+def _read_json(lines: TextIO, file: Path, split: str | None) -> Source:
+    first = next((line for line in lines if line.lstrip("\ufeff").strip()), "").lstrip("\ufeff")
+    listed = first.lstrip().startswith("[")
     entries: Iterable[Any]
-    listed = text.lstrip().startswith("[")
+    halved = False
     if listed:
+        text = first + lines.read()
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
+        halved = _HALF.search(text) is not None
     else:
-        # Not splitlines(): it also cuts at separators such as U+2028, which JSON strings may hold.
-        entries = (line for line in text.split("\n") if line.strip())
-    halved = listed and _HALF.search(text) is not None
-    for number, entry in enumerate(entries, start=1):
-        try:
-            # A list may hold its objects as text.
-            record = json.loads(entry) if isinstance(entry, str) else entry
-            if halved or (not listed and _HALF.search(entry)):
-                json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
-            value = json.dumps(entry) if listed else entry
-            faults.append(QuarantinedRow(file.name, number, NO_JSON, value=value, detail=str(error)))
-            continue
-        if not isinstance(record, dict):
-            faults.append(QuarantinedRow(file.name, number, NO_OBJECT, value=str(record)))
-            continue
-        for name, value in record.items():
-            column = columns.setdefault(name, [])
-            column.extend([None] * (len(rows) - len(column)))
-            column.append(value)
-        rows.append(number)
+        entries = (line.removesuffix("\n") for line in chain([first], lines) if line.strip())
+    rows = array("q")
+    faults: list[QuarantinedRow] = []
+
+    def records() -> Iterator[dict[str, Any]]:
+        for number, entry in enumerate(entries, start=1):
+            try:
+                # A list may hold its objects as text.
+                record = json.loads(entry) if isinstance(entry, str) else entry
+                if halved or (not listed and _HALF.search(entry)):
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
+                value = json.dumps(entry) if listed else entry
+                faults.append(QuarantinedRow(file.name, number, NO_JSON, value=value, detail=str(error)))
+                continue
+            if not isinstance(record, dict):
+                faults.append(QuarantinedRow(file.name, number, NO_OBJECT, value=str(record)))
+                continue
+            rows.append(number)
+            yield record
+
+    parts = [part.table for part in keep(_from_records(some) for some in in_chunks(records()))]
     if not rows:
         raise ValueError(f"'{file}' holds no JSON object; each is one row.")
-    arrays = {name: _to_array(column + [None] * (len(rows) - len(column))) for name, column in columns.items()}
-    return pa.table(arrays), rows, faults
+    return Source(_join(parts), Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
+
+
+def _from_records(records: list[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for record in records for name in record)
+    if not names:  # but rows all the same
+        return pa.Table.from_struct_array(pa.array(records, pa.struct([])))
+    return pa.table({name: _to_array([record.get(name) for record in records]) for name in names})
+
+
+def _join(tables: list[pa.Table]) -> pa.Table:
+    """One table of those; a column of different kinds as it would be had it been read at once."""
+    columns = {}
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        parts = [table[name] if name in table.column_names else pa.nulls(len(table)) for table in tables]
+        kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
+        if len(kinds) > 1:
+            columns[name] = _to_array([cell for part in parts for cell in part.to_pylist()])
+            continue
+        kind = kinds.pop() if kinds else pa.null()
+        found = [pa.nulls(len(part), kind) if pa.types.is_null(part.type) else part for part in parts]
+        columns[name] = pa.chunked_array([c for p in found for c in (p.chunks if hasattr(p, "chunks") else [p])], kind)
+    return pa.table(columns)
 
 
 def _to_array(values: list[Any]) -> pa.Array:
@@ -337,20 +380,21 @@ def _embeds_pictures(kind: pa.DataType) -> bool:
 
 
 def _read_parquet(files: list[Path], split: str | None) -> Source:
-    places: list[tuple[str, int]] = []
+    counts: list[tuple[str, range]] = []
     for file in files:
         try:
             count = pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"'{file}' is not a whole Parquet file: {error}. Copy or write it again.") from error
-        places.extend((file.name, row) for row in range(1, count + 1))
+        counts.append((file.name, range(1, count + 1)))
+    places = Places(counts)
     try:
         if any(_embeds_pictures(kind) for kind in pq.read_schema(files[0]).types):
             # Kept on disk and memory-mapped by datasets' own cache: the pictures may exceed the memory.
             rows = datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files])
             source = _from_dataset(rows, places, files[0].parent.resolve(), split)
         else:
-            tables = [pq.ParquetFile(file).read() for file in files]
+            tables = [part.table for part in keep(table for file in files for table in _parquet_tables(file))]
             table = pa.concat_tables(tables, promote_options="default")
             source = Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
         source.table = _with_valid_cells(source)
@@ -360,6 +404,13 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
             "Shards must have the same columns of the same types."
         ) from error
     return source
+
+
+def _parquet_tables(file: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as parquet:
+        if not parquet.metadata.num_rows:
+            yield parquet.read()
+        yield from (pa.Table.from_batches([batch]) for batch in parquet.iter_batches())
 
 
 def _with_valid_cells(source: Source) -> pa.Table:
@@ -406,14 +457,12 @@ def _read_hub(name: str) -> dict[str | None, list[Source]]:
     for given, rows in loaded.items():
         # One split alone was not divided by its owner, so there is no division to keep.
         split = None if len(loaded) == 1 else split_name(given) or given
-        places = [(f"{name}:{given}", row) for row in range(1, len(rows) + 1)]
+        places = Places([(f"{name}:{given}", range(1, len(rows) + 1))])
         per_split.setdefault(split, []).append(_from_dataset(rows, places, None, split))
     return per_split
 
 
-def _from_dataset(
-    rows: datasets.Dataset, places: list[tuple[str, int]], root: Path | None, split: str | None
-) -> Source:
+def _from_dataset(rows: datasets.Dataset, places: Places, root: Path | None, split: str | None) -> Source:
     schema: pa.Schema = rows.data.schema
     embedded = [item.name for item in schema if _embeds_pictures(item.type)]
     table: pa.Table = rows.data.table.drop_columns(embedded).replace_schema_metadata()

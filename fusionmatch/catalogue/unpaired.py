@@ -89,7 +89,7 @@ def add_unpaired_images(dataset: datasets.Dataset, folder: str | Path) -> datase
         raise FileNotFoundError(f"There is no folder of unpaired pictures at '{folder}' (looked from {Path.cwd()}).")
     known = Image.registered_extensions()
     paths = sorted(path.resolve() for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in known)
-    checked = check_files(paths)
+    checked = dict(zip(paths, check_files(paths), strict=True))
     bad = [path for path in paths if checked[path].reason is not None]
     if bad:
         reasons = "; ".join(f"{path.name}: {checked[path].reason}" for path in bad[:3])
