@@ -121,10 +121,9 @@ def main() -> None:
     if args.row:
         print(json.dumps(measure(args.row)))
         return
-    print(
-        "| rows | picture files | read, s | examine, s | CPU, s | rows/s | before, GB | read, GB | peak, GB | KB a row |"
-    )
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ["rows", "picture files", "read, s", "examine, s", "CPU, s", "rows/s"]
+    heads += ["before, GB", "reading, GB", "peak, GB", "KB a row"]
+    print(f"| {' | '.join(heads)} |\n|{'---:|' * len(heads)}")
     for rows, pictures, size in [
         *([(args.photos, args.photos, (640, 480))] if args.photos else []),
         *((rows, min(FEW, rows), (64, 48)) for rows in args.tables),
