@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The way of a base and its adapter over the Hub and back, against a Hub on this machine: pushed (one push killed in the
-middle and repeated), loaded by name with FusionMatch and without it, compared; and how long pushing and pulling takes
-beside plain huggingface_hub.
+The way of a base and of an adapter over the Hub and back, against a Hub on this machine: the base pushed (killed in
+the middle and repeated), a training on a catalogue that pushes its adapter (killed in the middle of that, and pushed
+again), both loaded by name with FusionMatch and without it, the adapter changed on a base that is loaded, all
+compared; and how long pushing and pulling takes beside plain huggingface_hub.
 
-    python benchmarks/hub.py --base base --adapter adapter
+    python benchmarks/hub.py --base base --catalogue products.csv
 
-The adapter is one that was made on that base, such as `fusionmatch adapt` leaves it.
+Further options go to `fusionmatch adapt` as they are.
 """
 
 import argparse
@@ -74,15 +75,18 @@ PULL = """if True:
 EMBED = """if True:
     import sys, torch
     from safetensors.torch import save_file
-    name, output, alone = sys.argv[1:]
-    if alone == "alone":
+    name, output, how = sys.argv[1:]
+    if how == "alone":
         sys.modules["fusionmatch"] = None  # importing it is an ImportError, also where it is installed
         from transformers import AutoModel, AutoProcessor
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     else:
         from fusionmatch.loading import load_pretrained
-        model, processor = load_pretrained(name)
+        model, processor = load_pretrained(how or name)
+        if how:
+            model.load_adapter(name, adapter_name="first")
+            model.set_adapter("first")
     from PIL import Image
     picture = Image.linear_gradient("L").convert("RGB")
     inputs = processor(images=[picture], text=["a striped mug", "a red boot"], padding=True, return_tensors="pt")
@@ -92,9 +96,9 @@ EMBED = """if True:
 """
 
 
-def embeddings(client: Client, name: str, folder: Path, alone: bool = False) -> dict:
+def embeddings(client: Client, name: str | Path, folder: Path, how: str = "") -> dict:
     output = folder / "found.safetensors"
-    client.run(EMBED, name, output, "alone" if alone else "")
+    client.run(EMBED, name, output, how)
     return load_file(output)
 
 
@@ -102,33 +106,43 @@ def difference(one: dict, other: dict) -> float:
     return max((one[side] - other[side]).abs().max().item() for side in one)
 
 
-def chain(hub: LoopbackHub, client: Client, base: Path, adapter: Path, work: Path) -> None:
-    """Pushes base and adapter, the first push killed on the way, and compares what comes back."""
-    hold = threading.Event()
-    hub.faults.append(Fault("PUT /lfs/models/acme/base/", hold=hold, cut_after=2**20))
-    call = client.command("push", base, "acme/base", "--include_code", "True")
-    hub.wait_until(lambda: hub.requests("PUT /lfs/models/acme/base/"), 300)
+def killed_then_pushed(hub: LoopbackHub, client: Client, name: str, first: list[object], again: list[object]) -> None:
+    """A command that pushes is killed while it sends the weights; what can be seen then, and after pushing again."""
+    hold, weights = threading.Event(), f"PUT /lfs/models/{name}/"
+    hub.faults.append(Fault(weights, hold=hold, cut_after=2**18))
+    call = client.command(*first)
+    hub.wait_until(lambda: hub.requests(weights), 3600)
     os.kill(call.pid, signal.SIGKILL)
     call.wait()
     hold.set()
     hub.faults.clear()
-    print(f"A push killed in the middle: {len(hub.files('acme/base'))} files to be seen.")
-    for words in (
-        ("push", base, "acme/base", "--include_code", "True"),
-        ("push", adapter, "acme/adapter", "--base_model", "acme/base"),
-    ):
-        call = client.command(*words)
-        if call.wait() != 0:
-            raise SystemExit(call.text)
-    names = {name: sorted(hub.files(f"acme/{name}")) for name in ("base", "adapter")}
-    print(f"Pushed again: {len(names['base'])} files of the base; of the adapter {', '.join(names['adapter'])}.")
+    seen = [file for file in hub.files(name) if file != ".gitattributes"]
+    call = client.command(*again)
+    if call.wait() != 0:
+        raise SystemExit(call.text)
+    files = sorted(hub.files(name))
+    shown = "files" if len(files) > 10 else f"files: {', '.join(files)}"
+    print(
+        f"{name}: `{first[0]}` killed in the middle of its push shows {len(seen)} files; `push`, {len(files)} {shown}."
+    )
+
+
+def chain(hub: LoopbackHub, client: Client, base: Path, catalogue: Path, options: list[str], work: Path) -> None:
+    """Pushes a base, trains and pushes an adapter, and compares what comes back."""
+    push = ["push", base, "acme/base", "--include_code", "True"]
+    killed_then_pushed(hub, client, "acme/base", push, push)
+    adapter = work / "adapter"
+    train = ["adapt", "--model_name_or_path", "acme/base", "--catalogue", catalogue, "--output_dir", adapter]
+    train += ["--push_to_hub", "True", "--hub_model_id", "acme/adapter", "--hub_strategy", "end", *options]
+    killed_then_pushed(hub, client, "acme/adapter", train, ["push", adapter, "acme/adapter"])
     local = {path: embeddings(client, path, work) for path in (base, adapter)}
-    for title, name, path, alone in (
-        ("base by name", "acme/base", base, False),
-        ("base by name, without FusionMatch (trust_remote_code)", "acme/base", base, True),
-        ("adapter by name", "acme/adapter", adapter, False),
+    for title, name, path, how in (
+        ("base by name", "acme/base", base, ""),
+        ("base by name, without FusionMatch (trust_remote_code)", "acme/base", base, "alone"),
+        ("adapter by name", "acme/adapter", adapter, ""),
+        ("adapter by name on the base that is loaded", "acme/adapter", adapter, "acme/base"),
     ):
-        gap = difference(embeddings(client, name, work, alone), local[path])
+        gap = difference(embeddings(client, name, work, how), local[path])
         print(f"{title}: embeddings differ from those of the folder by at most {gap:.1e}.")
     print(f"For comparison, adapter and base differ by {difference(local[base], local[adapter]):.2f}.")
 
@@ -142,17 +156,17 @@ def clock(environment: dict[str, str], code: str, *arguments: object) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--catalogue", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    base, adapter = args.base.resolve(), args.adapter.resolve()
+    args, options = parser.parse_known_args()
+    base = args.base.resolve()
     with LoopbackHub() as hub, tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         environment = hub_environment(hub.endpoint, work / "home", hub.token("alice"))
         (work / "client").mkdir()
         client = Client(environment, work / "client")
         try:
-            chain(hub, client, base, adapter, work)
+            chain(hub, client, base, args.catalogue.resolve(), options, work)
         finally:
             client.close()
         megabytes = sum(path.stat().st_size for path in base.iterdir() if path.is_file()) / 1e6
