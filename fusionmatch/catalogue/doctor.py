@@ -27,7 +27,7 @@ import xxhash
 from .duplicates import text_key
 from .intake import Intake
 from .quarantine import QuarantinedRow
-from .tables import chunks, codes_of, column, count_by_appearance, in_chunks
+from .tables import chunks, codes_of, column, count_by_appearance, in_chunks, take
 
 
 COPY = "picture is a copy of another one of the same product"
@@ -94,7 +94,7 @@ class _Rows:
 
     def notes(self, found: Sequence[_Note]) -> Iterator[QuarantinedRow]:
         """What was found, in words for a person."""
-        ids = self.ids.take(pa.array([row for row, *_ in found])).to_pylist()
+        ids = take(self.ids, np.array([row for row, *_ in found])).to_pylist()
         for (row, reason, name, value, detail), own in zip(found, ids, strict=True):
             place = self.intake.files[row], int(self.source_rows[row])
             yield QuarantinedRow(*place, reason, field=name, value=own if value is None else value, detail=detail)
@@ -162,7 +162,7 @@ class _Rows:
     def long_texts(self, count_tokens: Callable[[Sequence[str]], Sequence[int]], most: int) -> Iterator[_Note]:
         """Texts that the model does not read whole, each once."""
         for different in in_chunks(_first_of_each(self._text_codes(str)).tolist()):
-            texts = self.texts.take(pa.array(different)).to_pylist()
+            texts = take(self.texts, np.array(different)).to_pylist()
             for at, text, length in zip(different, texts, count_tokens(texts), strict=True):
                 if length > most:
                     detail = f"{length} tokens, {most} are read"

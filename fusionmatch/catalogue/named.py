@@ -13,7 +13,6 @@
 # limitations under the License.
 """Which pictures a table names or holds, row by row, and what each of them turned out to be."""
 
-import itertools
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ class NamedPictures:
         entries (`np.ndarray`): (n,), which entry it is.
         values (`Sequence[str | None]`): (m,), what the cell says.
         paths (`list[str | None]`): (m,), the file it points to, there or not; `None` where there cannot be one.
-        digests (`list[str]`): (m,), digest of an embedded picture's bytes; empty for files.
+        digests (`list[str]`, *optional*): (m,), digest of an embedded picture's bytes; `None` for files.
         hashes (`list[bytes]`): (m,), what is the same in a copy
             ([`~fusionmatch.catalogue.duplicates.picture_hash`]); empty where the picture cannot be used.
         faults (`dict[int, tuple[str, str | None]]`): Reason and detail of each entry that cannot be used.
@@ -60,16 +59,11 @@ class NamedPictures:
     entries: np.ndarray
     values: Sequence[str | None]
     paths: list[str | None]
-    digests: list[str] = field(default_factory=list)
+    digests: list[str] | None = None
     hashes: list[bytes] = field(default_factory=list)
     faults: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     unnamed: dict[int, str | None] = field(default_factory=dict)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the table holds the pictures."""
-        return bool(self.digests)
 
     def take(self, entry: int, checked: Checked) -> None:
         """Keeps what decoding an entry told."""
@@ -88,7 +82,7 @@ class NamedPictures:
 
     def key(self, entry: int) -> str:
         """What two entries have in common that are the same file or bytes."""
-        return self.digests[entry] if self.embedded else str(self.paths[entry])
+        return str(self.paths[entry]) if self.digests is None else self.digests[entry]
 
     def usable(self) -> np.ndarray:
         """(n,), whether the picture can be used."""
@@ -142,23 +136,22 @@ def find_pictures(
         table, further = pa.table({columns.image: stored}), None
     folders = [folder for folder in (image_root, source.root) if folder is not None]
     joined = columns.image if columns.additional_images is None else further
-    if separator is None and joined is not None:
+    if not separator and joined is not None:
         separator = guess_separator(cell for chunk in chunks(table, [joined]) for (cell,) in chunk)
     first_separator, more_separator = (separator, None) if columns.additional_images is None else (None, separator)
     rows, entries, other = array("q"), array("q"), bytearray()
     known: dict[str, int] = {}
     unnamed: dict[int, str | None] = {}
-    numbers = itertools.count()
-    for chunk in chunks(table, [columns.image, further]):
-        for (cell, more), row in zip(chunk, numbers, strict=False):
-            before = len(rows)
-            for is_more, value, by in ((0, cell, first_separator), (1, more, more_separator)):
-                for entry in split_cell(value, by):
-                    rows.append(row)
-                    other.append(is_more)
-                    entries.append(known.setdefault(entry, len(known)))
-            if len(rows) == before:
-                unnamed[row] = None if cell is None else str(cell)
+    cells = (row for chunk in chunks(table, [columns.image, further]) for row in chunk)
+    for row, (cell, more) in enumerate(cells):
+        before = len(rows)
+        for is_more, value, by in ((0, cell, first_separator), (1, more, more_separator)):
+            for entry in split_cell(value, by):
+                rows.append(row)
+                other.append(is_more)
+                entries.append(known.setdefault(entry, len(known)))
+        if len(rows) == before:
+            unnamed[row] = None if cell is None else str(cell)
     values = list(known)
     named = NamedPictures(
         rows=np.array(rows, np.int64),
@@ -225,6 +218,7 @@ def _find_embedded(source: Source, columns: Columns) -> NamedPictures:
         entries=np.arange(len(rows)),
         values=pc.struct_field(source.pictures.data["image"], "path").to_pylist(),
         paths=[None] * len(rows),
+        digests=[],
         hashes=[b""] * len(rows),
         unnamed=dict.fromkeys(np.setdiff1d(np.arange(len(source.places)), rows).tolist()),
     )

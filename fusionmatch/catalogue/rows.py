@@ -35,7 +35,7 @@ from .pictures import is_url
 from .quarantine import QuarantinedRow
 from .sources import Source
 from .splits import SPLITS, split_name
-from .tables import chunks, codes_of, count_by_appearance, keep, spans
+from .tables import chunks, codes_of, count_by_appearance, keep, spans, take
 
 
 NO_TEXT = "text is empty or a placeholder"
@@ -83,15 +83,15 @@ class Pictures:
         """Texts, product, id and group of some pictures."""
         begins, ends = self.text_ends[picked], self.text_ends[picked + 1]
         rows = [self.text_rows[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
-        texts = self.texts.take(pa.array(np.concatenate([np.empty(0, np.int64), *rows])))
+        texts = take(self.texts, np.concatenate([np.empty(0, np.int64), *rows]))
         if len(texts) > len(rows):
             said = iter(texts.to_pylist())
             own = [list(dict.fromkeys(text for _ in some for text in next(said))) for some in rows]
             texts = pa.array(own, pa.list_(pa.string()))
         return {
             "texts": texts,
-            "product": self.products.take(pa.array(self.text_rows[begins])),
-            "image_id": self.image_ids.take(pa.array(picked)),
+            "product": take(self.products, self.text_rows[begins]),
+            "image_id": take(self.image_ids, picked),
             "picture_group": pa.array([self.groups[one] for one in self.seen[picked].tolist()], pa.string()),
         }
 
@@ -150,6 +150,7 @@ def collect_pictures(
     """
     roots = [image_root] if image_root is not None else list({s.root for s in sources if s.root is not None})
     id_root = os.path.commonpath(roots).rstrip(os.sep) + os.sep if roots else ""
+    several_files = len({name for source in sources for name in source.places.files}) > 1
     faults: list[QuarantinedRow] = []
     split_names: dict[str | None, int] = {}
     for source in sources:
@@ -197,9 +198,7 @@ def collect_pictures(
         entry[mine], own_row[mine] = own.entries[at], own.rows[at]
         for here in at[np.isin(own.entries[at], list(own.notes))].tolist():
             notes += [own.note(source, columns, here, note) for note in own.notes[int(own.entries[here])]]
-        ids += _image_ids(
-            source, columns, own, at, id_root, len({name for s in sources for name in s.places.files}) > 1
-        )
+        ids += _image_ids(source, columns, own, at, id_root, several_files)
     found = Pictures(
         source=source_of[first],
         row=own_row,
@@ -283,7 +282,7 @@ def _own_products(source: Source, columns: Columns, named: NamedPictures, id_roo
                 products.append(str(group).strip())
             elif entry >= 0 and named.paths[entry] is not None:
                 products.append(_file_name(named, entry, id_root))
-            elif entry >= 0 and named.embedded and named.digests[entry]:
+            elif entry >= 0 and named.digests is not None and named.digests[entry]:
                 # By its bytes, not its row or stored name: rows move, and exports call every picture "image.jpg".
                 products.append(f"picture-{named.digests[entry][:16]}")
             else:
@@ -323,10 +322,10 @@ def _image_ids(
     """The ids of pictures, those that are named in the places `at` of a source; not unique yet."""
     has_ids = columns.image_id is not None and columns.image_id in source.table.column_names
     for span in spans(len(at)):
-        rows, entries = (own[at[span]].tolist() for own in (named.rows, named.entries))
-        cells = source.table[columns.image_id].take(pa.array(rows)).to_pylist() if has_ids else [None] * len(rows)
+        rows, entries = named.rows[at[span]], named.entries[at[span]]
+        cells = take(source.table[columns.image_id], rows).to_pylist() if has_ids else [None] * len(rows)
         ids = []
-        for row, entry, cell in zip(rows, entries, cells, strict=True):
+        for row, entry, cell in zip(rows.tolist(), entries.tolist(), cells, strict=True):
             if named.paths[entry] is not None:
                 ids.append(_file_name(named, entry, id_root))
             elif not is_empty(cell):
@@ -398,7 +397,7 @@ def build_dataset(sources: Sequence[Source], columns: Columns, pictures: Picture
 
 
 def _as_dataset(tables: Iterator[pa.Table]) -> datasets.Dataset:
-    table = concat_tables(keep(tables))
+    table = concat_tables(keep(tables, lasting=True))
     features = datasets.Features.from_arrow_schema(table.schema)
     if "image" in features:
         features["image"] = datasets.Image()
@@ -430,7 +429,7 @@ def _describe(
         described |= {"source_row": pa.array(numbers[rows]), "picture_group": own["picture_group"]}
         for name, (target, kind) in extras.items():
             if name in held:
-                described[target] = source.table[name].take(pa.array(rows)).cast(kind)
+                described[target] = take(source.table[name], rows).cast(kind)
             else:
                 described[target] = pa.nulls(len(kept), kind)
         table = pa.table(described)

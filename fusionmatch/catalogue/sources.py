@@ -22,7 +22,7 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from .excel import workbook_as_csv
 from .quarantine import QuarantinedRow
 from .splits import SPLITS, split_name
-from .tables import Places, in_chunks, keep
+from .tables import KeepError, Places, in_chunks, keep
 
 
 logger = logging.getLogger(__name__)
@@ -219,6 +219,7 @@ def _encoding(file: Path) -> str:
         pass
     # Western text happens to decode as cp932 too, into nonsense, but never into kana, which Japanese text has.
     try:
+        # All of it, found or not: it has to be cp932 to the end.
         japanese = sum(_FULL_WIDTH_KANA.search(text) is not None for text in _decoded(file, "cp932")) > 0
     except UnicodeDecodeError:
         japanese = False
@@ -246,11 +247,13 @@ def _decoded(file: Path, encoding: str) -> Iterator[str]:
 
 
 def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | None = None) -> Source:
-    first = lines.readline().lstrip("\ufeff")  # exports that were joined hold a second mark
+    head = [lines.readline().lstrip("\ufeff")]  # exports that were joined hold a second mark
+    while head[-1] and not head[-1].strip("\r\n"):
+        head.append(lines.readline())
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
     if delimiter is None:
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    read = _csv_rows(chain([first], lines), file, delimiter)
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=head[-1].count)
+    read = _csv_rows(chain(head, lines), file, delimiter)
     _, header = next(read, (0, []))
     header = [name.strip() for name in header]
     if not header:
@@ -300,24 +303,20 @@ def _to_table(rows: list[list[str]], names: list[str]) -> pa.Table:
 
 
 def _read_json(lines: TextIO, file: Path, split: str | None) -> Source:
-    first = next((line for line in lines if line.lstrip("\ufeff").strip()), "").lstrip("\ufeff")
-    listed = first.lstrip().startswith("[")
-    entries: Iterable[Any]
+    listed = next(_json_lines(lines), "").lstrip().startswith("[")
     halved = False
     if listed:
-        text = first + lines.read()
+        lines.seek(0)
+        text = lines.read().lstrip("\ufeff")
         try:
-            entries = json.loads(text)
+            objects = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"'{file}' is no JSON list: {error}. JSON lines hold one object a line.") from error
         halved = _HALF.search(text) is not None
-    else:
-        entries = (line.removesuffix("\n") for line in chain([first], lines) if line.strip())
-    rows = array("q")
-    faults: list[QuarantinedRow] = []
+    rows, faults = array("q"), []
 
-    def records() -> Iterator[dict[str, Any]]:
-        for number, entry in enumerate(entries, start=1):
+    def records(rows: array, faults: list[QuarantinedRow]) -> Iterator[dict[str, Any]]:
+        for number, entry in enumerate(objects if listed else _json_lines(lines), start=1):
             try:
                 # A list may hold its objects as text.
                 record = json.loads(entry) if isinstance(entry, str) else entry
@@ -333,27 +332,42 @@ def _read_json(lines: TextIO, file: Path, split: str | None) -> Source:
             rows.append(number)
             yield record
 
-    parts = [part.table for part in keep(_from_records(some) for some in in_chunks(records()))]
+    mixed: set[str] = set()
+    parts = [part.table for part in keep(_from_records(some, mixed) for some in in_chunks(records(rows, faults)))]
     if not rows:
         raise ValueError(f"'{file}' holds no JSON object; each is one row.")
-    return Source(_join(parts), Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
+    # A column of different kinds is read again, at once: what a chunk made of it may have lost which kind a cell was.
+    table = _join(parts, mixed, lambda name: _to_array([record.get(name) for record in records(array("q"), [])]))
+    return Source(table, Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
 
 
-def _from_records(records: list[dict[str, Any]]) -> pa.Table:
+def _json_lines(lines: TextIO) -> Iterator[str]:
+    """The lines from the first one on, without empty ones."""
+    lines.seek(0)
+    # Exports that were joined hold a second mark.
+    marked = (line if number else line.lstrip("\ufeff") for number, line in enumerate(lines))
+    return (line.removesuffix("\n") for line in marked if line.strip())
+
+
+def _from_records(records: list[dict[str, Any]], mixed: set[str]) -> pa.Table:
     names = dict.fromkeys(name for record in records for name in record)
     if not names:  # but rows all the same
         return pa.Table.from_struct_array(pa.array(records, pa.struct([])))
-    return pa.table({name: _to_array([record.get(name) for record in records]) for name in names})
+    columns = {name: _to_array([record.get(name) for record in records]) for name in names}
+    for name, column in columns.items():
+        cells = (record.get(name) for record in records) if pa.types.is_string(column.type) else ()
+        if any(cell is not None and not isinstance(cell, str) for cell in cells):
+            mixed.add(name)
+    return pa.table(columns)
 
 
-def _join(tables: list[pa.Table]) -> pa.Table:
-    """One table of those; a column of different kinds as it would be had it been read at once."""
+def _join(tables: list[pa.Table], mixed: set[str], read_again: Callable[[str], pa.Array]) -> pa.Table:
     columns = {}
     for name in dict.fromkeys(name for table in tables for name in table.column_names):
         parts = [table[name] if name in table.column_names else pa.nulls(len(table)) for table in tables]
         kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
-        if len(kinds) > 1:
-            columns[name] = _to_array([cell for part in parts for cell in part.to_pylist()])
+        if len(kinds) > 1 or name in mixed:
+            columns[name] = read_again(name)
             continue
         kind = kinds.pop() if kinds else pa.null()
         found = [pa.nulls(len(part), kind) if pa.types.is_null(part.type) else part for part in parts]
@@ -398,6 +412,8 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
             table = pa.concat_tables(tables, promote_options="default")
             source = Source(table.replace_schema_metadata(), places, files[0].parent.resolve(), split)
         source.table = _with_valid_cells(source)
+    except KeepError:
+        raise
     except (pa.ArrowException, datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"Cannot read the {len(files)} Parquet file(s) in '{files[0].parent}' as one table: {error}. "
@@ -407,10 +423,13 @@ def _read_parquet(files: list[Path], split: str | None) -> Source:
 
 
 def _parquet_tables(file: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as parquet:
-        if not parquet.metadata.num_rows:
-            yield parquet.read()
-        yield from (pa.Table.from_batches([batch]) for batch in parquet.iter_batches())
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if not parquet.metadata.num_rows:
+                yield parquet.read()
+            yield from (pa.Table.from_batches([batch]) for batch in parquet.iter_batches())
+    except OSError as error:  # else it would be taken for one of writing
+        raise ValueError(str(error)) from error
 
 
 def _with_valid_cells(source: Source) -> pa.Table:

@@ -16,8 +16,9 @@
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import accumulate, chain, islice
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import datasets
@@ -134,13 +135,29 @@ def count_by_appearance(*columns: np.ndarray) -> np.ndarray:
     return codes
 
 
-def keep(tables: Iterable[pa.Table]) -> list[Table]:
+def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """Some cells of a column. Arrow would copy all of it for that, so it is cut to what lies between them first."""
+    first, last = int(rows.min(initial=len(column))), int(rows.max(initial=-1))
+    return column.slice(first, max(last + 1 - first, 0)).take(pa.array(rows - first))
+
+
+class KeepError(OSError):
+    """A long table cannot be kept on disk."""
+
+
+def keep(tables: Iterable[pa.Table], lasting: bool = False) -> list[Table]:
     """
     Keeps tables that follow each other: in memory where they are short together, else written, those of one schema
-    into one file, and mapped into memory from there. The files are deleted when the process ends.
+    into one file, and mapped into memory from there.
 
     Args:
         tables (`Iterable[pa.Table]`): The tables; each is let go before the next is asked for.
+        lasting (`bool`, *optional*, defaults to `False`):
+            Whether the files stay until the process ends, so that other processes can open them. Else their place on
+            the disk is free as soon as nothing is left of the tables, where the system can do that.
+
+    Raises:
+        [`KeepError`]: There is no folder for temporary files, or no room in it.
     """
     rest = iter(tables)
     held: list[pa.Table] = []
@@ -150,19 +167,31 @@ def keep(tables: Iterable[pa.Table]) -> list[Table]:
             break
     else:
         return [InMemoryTable(table) for table in held]
-    files: list[str] = []
-    with ExitStack() as stack:
-        schema, writer = None, None
-        for table in chain(held, rest):
-            if table.schema != schema:
-                stack.close()
-                handle = stack.enter_context(
-                    tempfile.NamedTemporaryFile(
-                        dir=get_temporary_cache_files_directory(), suffix=".arrow", delete=False
+    files: list[Path] = []
+    try:
+        folder = get_temporary_cache_files_directory()
+        with ExitStack() as stack:
+            schema, writer = None, None
+            for table in chain(held, rest):
+                if table.schema != schema:
+                    stack.close()
+                    handle = stack.enter_context(
+                        tempfile.NamedTemporaryFile(dir=folder, suffix=".arrow", delete=False)
                     )
-                )
-                files.append(handle.name)
-                schema = table.schema
-                writer = stack.enter_context(pa.ipc.new_stream(handle, schema))
-            writer.write_table(table)
-    return [MemoryMappedTable.from_file(file) for file in files]
+                    files.append(Path(handle.name))
+                    schema = table.schema
+                    writer = stack.enter_context(pa.ipc.new_stream(handle, schema))
+                writer.write_table(table)
+    except OSError as error:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise KeepError(
+            f"A table of more than {CHUNK:,} rows goes to the folder for temporary files, which failed: {error}. "
+            "Set the environment variable TMPDIR to a folder that can be written to and has room."
+        ) from error
+    kept = [MemoryMappedTable.from_file(str(file)) for file in files]
+    if not lasting:
+        for file in files:
+            with suppress(PermissionError):  # Windows keeps what is open
+                file.unlink()
+    return kept

@@ -86,6 +86,14 @@ def test_delimited_text(shop, name, delimiter, encoding):
     assert intake.dataset["colour"][:] == ["red"] * 4
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_blank_lines_before_the_header_do_not_hide_the_delimiter(shop, end):
+    path = write_csv(shop / "a.csv", delimiter=";")
+    text = path.read_text(encoding="utf-8")
+    path.write_bytes((end * 2 + text.replace("\r\n", "\n").replace("\n", end)).encode())
+    assert_whole(read_catalogue(path))
+
+
 def test_json_lines_and_json_list(shop):
     assert_whole(read_catalogue(write_jsonl(shop / "a.jsonl")))
     assert_whole(read_catalogue(write_jsonl(shop / "b.json")))
@@ -93,6 +101,9 @@ def test_json_lines_and_json_list(shop):
     assert_whole(read_catalogue(shop / "c.json"))
     (shop / "d.json").write_text(json.dumps([ROWS[0], *map(json.dumps, ROWS[1:])]))
     assert_whole(read_catalogue(shop / "d.json"))
+    (shop / "e.json").write_text('\n\n[{"image" 1}]')
+    with pytest.raises(ValueError, match=r"no JSON list.* line 3"):
+        read_catalogue(shop / "e.json")
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
