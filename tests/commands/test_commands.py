@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -506,6 +507,29 @@ def test_help_of_every_command(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     assert f"fusionmatch {name}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
+@pytest.mark.parametrize("own", [False, True])
+def test_commands_keep_the_pages_of_large_tensors(own):
+    if "[always]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("pages are large here")
+    code = """
+import resource
+import torch
+from fusionmatch.commands import main
+main(["env"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = os.environ | ({"MALLOC_ARENA_MAX": "2"} if own else {})
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    pages = 2**26 / os.sysconf("SC_PAGESIZE")
+    faults = int(run.stdout.splitlines()[-1])
+    assert faults > 10 * pages if own else faults < 3 * pages
 
 
 def test_a_fresh_process_without_traceback(tmp_path):
