@@ -144,7 +144,7 @@ ROWS = [
     *(
         Row("learning rate", f"{peer}, {rate:g}", training={"learning_rate": rate}, peer=peer, one_seed=True)
         for peer in PEERS
-        for rate in (2e-4, 5e-4, 2e-3)
+        for rate in (2e-4, 5e-4, 2e-3, 4e-3)
     ),
     Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True),
 ]
