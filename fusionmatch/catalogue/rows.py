@@ -206,7 +206,7 @@ def collect_pictures(
         seen=seen[first],
         paths=paths,
         groups=_name_groups(hashes, seen[first]),
-        splits=[list(split_names)[code] for code in split[first].tolist()],
+        splits=np.array(list(split_names), object)[split[first]].tolist(),
         image_ids=_unique(pa.chunked_array(ids, pa.string())),
         products=all_products,
         texts=_column_of(texts, "texts", pa.list_(pa.string())),
