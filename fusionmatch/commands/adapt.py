@@ -16,6 +16,7 @@
 from dataclasses import dataclass, field
 
 from ..training import FusionMatchTrainingArguments
+from ..training.sampling import SAMPLERS_HELP
 from .arguments import CommandParser, FitDataArguments, LoraArguments, ModelArguments
 from .fitting import fit_and_report
 
@@ -27,6 +28,10 @@ class AdaptTrainingArguments(FusionMatchTrainingArguments):
     output_dir: str | None = field(default="fusionmatch-adapter", metadata={"help": "Folder for the adapter."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Pairs in a batch, for each process."})
     num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training pictures."})
+    batch_sampler: str = field(
+        default="no_duplicates",
+        metadata={"help": f"{SAMPLERS_HELP} With unpaired texts no_duplicates leaves the labelled pairs at random."},
+    )
 
 
 def run(argv: list[str]) -> None:

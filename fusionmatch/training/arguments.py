@@ -21,7 +21,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES
-from .sampling import SAMPLERS
+from .sampling import SAMPLERS, SAMPLERS_HELP
 from .weighting import SCHEMES
 
 
@@ -46,7 +46,9 @@ class FusionMatchTrainingArguments(TrainingArguments):
             tower the features of all views are cached.
         batch_sampler (`str`, *optional*, defaults to `"batch_sampler"`):
             Which pairs meet in a batch, see [`~fusionmatch.training.sampling.SpreadSampler`]: `batch_sampler` (at
-            random), `no_duplicates` or `hard_negatives`. The names are those of Sentence Transformers.
+            random), `no_duplicates` (best on a catalogue with variants, and the default of `fusionmatch adapt`) or
+            `hard_negatives`. The names are those of Sentence Transformers. Unpaired texts have a sampler of their own,
+            which takes labelled pairs at random.
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
             Components of the loss: `fused`, `instance`, `consensus`, `concept`, `matching` ([`MatchingObjective`]).
         contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
@@ -128,10 +130,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     image_views: int = field(
         default=4, metadata={"help": "Views of each picture in turn: itself, its mirror image, crops."}
     )
-    batch_sampler: str = field(
-        default="batch_sampler",
-        metadata={"help": "; ".join(f"{name}: {what}" for name, what in SAMPLERS.items()) + "."},
-    )
+    batch_sampler: str = field(default="batch_sampler", metadata={"help": SAMPLERS_HELP})
     loss_components: list[str] = field(
         default_factory=lambda: ["fused"], metadata={"help": "Of fused, instance, consensus, concept, matching."}
     )

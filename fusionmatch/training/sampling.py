@@ -32,6 +32,7 @@ SAMPLERS = {
     "no_duplicates": "no product, nor anything that products share, twice in a batch",
     "hard_negatives": "pairs of other products that the model of this epoch confuses come together",
 }
+SAMPLERS_HELP = "; ".join(f"{name}: {what}" for name, what in SAMPLERS.items()) + "."
 # Rows that come together by `hard_negatives`: one drawn at random and its nearest of other products.
 NEIGHBOURS = 8
 # Similarities at a time, for memory.

@@ -216,10 +216,10 @@ class FusionMatchTrainer(PushingTrainer):
         batch = args.train_batch_size * args.world_size
         self._teacher: MeanTeacher | None = None
         if isinstance(pairs, PartlyPairedDataset):
-            if args.batch_sampler != "batch_sampler":
+            if args.batch_sampler == "hard_negatives":
                 raise ValueError(
-                    f"`batch_sampler` cannot be {args.batch_sampler} with unpaired texts, whose pairs another sampler "
-                    "finds; leave it away."
+                    "`batch_sampler` cannot be hard_negatives with unpaired texts, whose pairs another sampler finds; "
+                    "leave it away."
                 )
             self._teacher = MeanTeacher(self.model, args.teacher_decay)
             self.add_callback(self._teacher)
