@@ -15,7 +15,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ _GROUP = _names(
 )
 _IMAGE_ID = _names("image_id img_id photo_id picture_id")
 
-_EMPTY = {"", "n/a", "n.a.", "na", "nan", "none", "null", "-", "--", "–", "—", "?"}
+_EMPTY = {"", "n/a", "n.a.", "na", "nan", "none", "null", "-", "--", "–", "—", "?", "...", "…", "tbd", "todo"}
+_EMPTY |= {"no description", "no title", "lorem ipsum", "なし", "無し", "未設定", "説明なし", "準備中"}
 _SENTENCE_END = ".!?…。！？｡．:;"
 _CLOSING = "\"'”’)]」』）】"
 _URL = re.compile(r"^[a-z]+://", re.IGNORECASE)
@@ -87,23 +88,27 @@ class Columns:
     split: str | None = None
     guessed: frozenset[str] = frozenset()
 
-    def __str__(self) -> str:
-        def say(role: str, label: str, otherwise: str) -> str:
+    def say(self, word: Callable[[str], str] = str) -> str:
+        """Which column is read as what, in words; `word` gives those of another language."""
+
+        def part(role: str, label: str, otherwise: str = "") -> str:
             names = getattr(self, role)
             if not names:
-                return f"{label}: {otherwise}"
+                return f"{word(label)}: {otherwise}"
             joined = " + ".join(f"'{name}'" for name in ((names,) if isinstance(names, str) else names))
-            return f"{label}: {joined}{' (guessed)' if role in self.guessed else ''}"
+            return f"{word(label)}: {joined}" + (f" ({word('guessed')})" if role in self.guessed else "")
 
-        return ", ".join(
-            [
-                say("image", "image", ""),
-                say("additional_images", "further images", "none"),
-                say("texts", "text", ""),
-                say("group", "product", f"'{self.image_id}'" if self.image_id else "each picture its own"),
-                *([say("split", "split", "")] if self.split else []),
-            ]
-        )
+        parts = [
+            part("image", "image"),
+            part("additional_images", "further images", word("none")),
+            part("texts", "text"),
+            part("group", "product", f"'{self.image_id}'" if self.image_id else word("each picture its own")),
+            *([part("split", "split")] if self.split else []),
+        ]
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        return self.say()
 
 
 def is_empty(value: Any) -> bool:

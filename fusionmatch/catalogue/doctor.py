@@ -39,7 +39,21 @@ LEAKING_PICTURE = "picture stands in more than one split"
 LONG_TEXT = "text is longer than the model reads"
 
 # What names a sellable thing, and so stands in one row.
-_IDS = {"sku", "variant_id", "item_id", "id", "asin", "gtin", "ean", "jan", "barcode", "品番", "型番"}
+_IDS = {
+    "sku",
+    "sku_id",
+    "variant_id",
+    "item_id",
+    "id",
+    "asin",
+    "gtin",
+    "ean",
+    "jan",
+    "janコード",
+    "barcode",
+    "品番",
+    "型番",
+}
 _KANA = ("HIRAGANA", "KATAKANA")
 _SCRIPTS = {"CJK": "Chinese characters", **dict.fromkeys(_KANA, "Japanese")}
 
@@ -128,19 +142,18 @@ class _Rows:
     def repeated_ids(self) -> Iterator[_Note]:
         """Ids that stand in several rows of the tables."""
         dataset = self.intake.dataset
-        name = next((name for name in dataset.column_names if name.strip().lower() in _IDS), None)
-        if name is None:
-            return
-        ids, different = codes_of(column(dataset, name))
         files: dict[str, int] = {}
         file = np.array([files.setdefault(own, len(files)) for own in self.intake.files])
-        told = _first_of_each(ids, count_by_appearance(file, self.source_rows))
-        told = told[ids[told] >= 0]
-        for own in _repeated(ids[told]):
-            rows = told[own].tolist()
-            value = str(different[int(ids[rows[0]])].as_py())
-            for row in rows[1:]:
-                yield row, REPEATED_ID, name, value, f"also row {self.source_rows[rows[0]]}"
+        place = count_by_appearance(file, self.source_rows)
+        for name in (name for name in dataset.column_names if name.strip().lower() in _IDS):
+            ids, different = codes_of(column(dataset, name))
+            told = _first_of_each(ids, place)
+            told = told[ids[told] >= 0]
+            for own in _repeated(ids[told]):
+                rows = told[own].tolist()
+                value = str(different[int(ids[rows[0]])].as_py())
+                for row in rows[1:]:
+                    yield row, REPEATED_ID, name, value, f"also row {self.source_rows[rows[0]]}"
 
     def leaks(self) -> Iterator[_Note]:
         """Products and pictures that stand in several splits, once for each: by picture, all may be in all."""
@@ -207,7 +220,9 @@ def scripts(intake: Intake) -> list[tuple[str, float]]:
 
 def script_of(text: str) -> str:
     """The writing system of a text: `Latin`, `Japanese`, `Chinese characters`, `Cyrillic`, ..., `no letters`."""
-    letters = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    # Half-width kana and full-width Latin are those scripts all the same.
+    plain = unicodedata.normalize("NFKC", text)
+    letters = Counter(unicodedata.name(c, "?").split()[0] for c in plain if c.isalpha())
     if any(kana in letters for kana in _KANA):
         return "Japanese"
     if not letters:

@@ -16,9 +16,11 @@
 import html
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import imagehash
 import numpy as np
+import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -71,9 +73,15 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     pieces = (cells[start : start + _PIECE] for start in range(0, len(cells), _PIECE))
     contrast = np.concatenate([np.ptp(piece.reshape(len(piece), -1, 3), axis=1).max(axis=1) for piece in pieces])
     tolerance = np.minimum(MAX_COLOR, contrast // _CONTRAST_SHARE)
+    # Plain colours have much the same hash, all of them, and no copy but of the very same cells.
+    plain, others = np.flatnonzero(tolerance == 0), np.flatnonzero(tolerance)
+    colours = pd.factorize(np.ascontiguousarray(cells[plain]).view(f"V{cells.shape[1]}").ravel().astype(object))[0]
+    hashed = different[:, : _HASH_SIZE**2 // 8]
+    parts = (_part(hashed, others, part) for part in range(_PARTS))
     pairs = [np.empty((2, 0), np.int64)]
-    for candidates in _alike_in_a_part(different[:, : _HASH_SIZE**2 // 8]):
-        for first, second in zip(*(np.array_split(side, -(-len(side) // _PIECE)) for side in candidates), strict=True):
+    for rows, candidates in chain(((plain, c) for c in _alike([colours])), ((others, c) for c in _alike(parts))):
+        pieces = (np.array_split(rows[side], -(-len(side) // _PIECE)) for side in candidates)
+        for first, second in zip(*pieces, strict=True):
             distance = np.bitwise_count(bits[first] ^ bits[second]).sum(axis=1, dtype=np.uint16)
             near = distance <= MAX_BITS
             first, second = first[near], second[near]
@@ -91,14 +99,13 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
 
 
-def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _alike(columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
-    Pairs of rows whose hashes have one of their parts in common, each pair once; a part and a distance in its order at
-    a time.
+    Pairs of rows that have a number in one of the columns in common, each pair once; a column and a distance in its
+    order at a time.
     """
     earlier: list[np.ndarray] = []
-    for part in range(_PARTS):
-        keys = np.concatenate([_part(hashes[start : start + _PIECE], part) for start in range(0, len(hashes), _PIECE)])
+    for keys in columns:
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         start, step = np.arange(len(keys)), 0
@@ -117,10 +124,13 @@ def _alike_in_a_part(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
         earlier.append(keys)
 
 
-def _part(hashes: np.ndarray, part: int) -> np.ndarray:
-    # Every thirteenth bit: neighbours describe the same frequencies and go together.
-    bits = np.unpackbits(hashes, axis=1)[:, part::_PARTS].astype(np.uint32)
-    return bits @ (1 << np.arange(bits.shape[1], dtype=np.uint32))
+def _part(hashes: np.ndarray, rows: np.ndarray, part: int) -> np.ndarray:
+    keys = [np.empty(0, np.uint32)]
+    for start in range(0, len(rows), _PIECE):
+        # Every thirteenth bit: neighbours describe the same frequencies and go together.
+        bits = np.unpackbits(hashes[rows[start : start + _PIECE]], axis=1)[:, part::_PARTS].astype(np.uint32)
+        keys.append(bits @ (1 << np.arange(bits.shape[1], dtype=np.uint32)))
+    return np.concatenate(keys)
 
 
 def connected_rows(names: Iterable[Iterable[Hashable]]) -> list[int]:

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 
 from .columns import Columns
 from .downloads import download_pictures
@@ -56,6 +57,7 @@ class Intake:
             more.
         columns (`Columns`): The columns chosen, and which were guessed.
         rows_read (`int`): Data rows the sources hold, the quarantined ones among them.
+        rows_used (`int`): Those of them that gave a picture or a text.
         own_splits (`list[str]`, *optional*): The split of each row where the user or the owner named them.
         split_names (`list[str]`): The names of those splits, one that lost every row to the quarantine among them.
         files (`list[str]`): File (or hub dataset) of each row.
@@ -65,6 +67,7 @@ class Intake:
     quarantine: list[QuarantinedRow]
     columns: Columns
     rows_read: int
+    rows_used: int
     own_splits: list[str] | None = field(default=None, repr=False)
     split_names: list[str] = field(default_factory=list)
     notes: list[QuarantinedRow] = field(default_factory=list, repr=False)
@@ -182,6 +185,7 @@ def read_catalogue(
         quarantine=quarantine,
         columns=columns,
         rows_read=sum(len(source.places) for source in sources) + unreadable,
+        rows_used=len(np.unique(pictures.text_rows)),
         own_splits=[str(split) for split in pictures.splits] if split_names else None,
         split_names=split_names,
         notes=notes,

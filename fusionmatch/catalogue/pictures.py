@@ -43,6 +43,7 @@ SMALLEST_SIDE = 32
 TINY = f"picture is tiny (a side below {SMALLEST_SIDE} pixels)"
 BLANK = "picture is blank (one colour)"
 ANIMATED = "picture is animated; its first frame is used"
+DEEP = "picture has 16 bits a channel and may turn white; save it with 8"
 FOR_PRINT = "colours are for print (CMYK); they are converted"
 TURNED = "picture lies on its side or head; it is turned as its camera says"
 # Of 255; what is left of one colour after JPEG.
@@ -119,7 +120,9 @@ def check_bytes(data: Any) -> Checked:
                 note
                 for note, found in (
                     (TINY, min(picture.size) < SMALLEST_SIDE),
-                    (ANIMATED, getattr(picture, "is_animated", False)),
+                    # Of the frames of MPO, which phones write, the others are the same shot again.
+                    (ANIMATED, getattr(picture, "is_animated", False) and picture.format != "MPO"),
+                    (DEEP, picture.mode.startswith(("I", "F"))),
                     (FOR_PRINT, picture.mode == "CMYK"),
                     (TURNED, picture.getexif().get(ExifTags.Base.Orientation) in range(2, 9)),
                 )

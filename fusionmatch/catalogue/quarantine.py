@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 QUARANTINE_SUFFIXES = (".csv", ".jsonl")
@@ -61,6 +62,11 @@ class QuarantinedRow:
 def count_reasons(rows: Iterable[QuarantinedRow]) -> list[tuple[str, int]]:
     """Counts the reasons, the commonest first."""
     return Counter(row.reason for row in rows).most_common()
+
+
+def for_spreadsheet(cell: Any) -> Any:
+    """A cell of a CSV file, which a spreadsheet is not to take for a formula: a catalogue's texts may be anybody's."""
+    return f"'{cell}" if isinstance(cell, str) and cell[1:] and cell[0] in "=+-@\t\r" else cell
 
 
 def check_quarantine_path(path: str | os.PathLike) -> Path:
@@ -104,7 +110,7 @@ def write_quarantine(rows: Iterable[QuarantinedRow], path: str | os.PathLike) ->
             if as_csv:
                 writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(QuarantinedRow)])
                 writer.writeheader()
-                writer.writerows(asdict(row) for row in rows)
+                writer.writerows({name: for_spreadsheet(cell) for name, cell in asdict(row).items()} for row in rows)
             else:
                 file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
         # mkstemp gives a file only its owner may read; the report is for colleagues, under the usual mask.

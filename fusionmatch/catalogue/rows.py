@@ -39,6 +39,7 @@ from .tables import chunks, codes_of, count_by_appearance, keep, spans, take
 
 
 NO_TEXT = "text is empty or a placeholder"
+REPEATED_ROW = "row repeats an earlier one whole"
 _OWN_COLUMNS = ("image", "texts", "product", "image_id", "source_row", "picture_group", "concepts")
 
 
@@ -199,6 +200,7 @@ def collect_pictures(
         for here in at[np.isin(own.entries[at], list(own.notes))].tolist():
             notes += [own.note(source, columns, here, note) for note in own.notes[int(own.entries[here])]]
         ids += _image_ids(source, columns, own, at, id_root, several_files)
+    notes += _repeated_rows(sources, row, picture, row[first])
     found = Pictures(
         source=source_of[first],
         row=own_row,
@@ -214,6 +216,28 @@ def collect_pictures(
         text_ends=np.concatenate([[0], np.cumsum(np.bincount(picture))]),
     )
     return found, faults, notes, [name for name in split_names if name is not None]
+
+
+def _repeated_rows(
+    sources: Sequence[Source], row: np.ndarray, picture: np.ndarray, first: np.ndarray
+) -> Iterator[QuarantinedRow]:
+    """Rows that say cell by cell what an earlier one says, whose picture `first` they name again."""
+    later, at = np.unique(row, return_index=True)
+    shared = np.bincount(picture[at], minlength=len(first)) > 1
+    rows, pictures = later[shared[picture[at]]], picture[at][shared[picture[at]]]
+    start = 0
+    for source in sources:
+        mine = (rows >= start) & (rows < start + len(source.places))
+        own, shown = rows[mine] - start, pictures[mine].tolist()
+        start += len(source.places)
+        said: dict[tuple[int, int], int] = {}
+        for span in spans(len(own)):
+            cells = [take(column, own[span]).to_pylist() for column in source.table.columns]
+            for number, one, *row_cells in zip(own[span].tolist(), shown[span], *cells, strict=True):
+                before = said.setdefault((one, xxhash.xxh3_64_intdigest(repr(row_cells).encode())), number)
+                if before != number:
+                    (file, place), (_, earlier) = source.places[number], source.places[before]
+                    yield QuarantinedRow(file, place, REPEATED_ROW, detail=f"row {earlier}")
 
 
 def _column_of(tables: Sequence[Table], name: str, kind: pa.DataType) -> pa.ChunkedArray:

@@ -22,6 +22,7 @@ import logging
 import os
 import re
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 NO_JSON = "line is not JSON"
 NO_OBJECT = "entry is not a JSON object"
+NO_CSV = "row is not CSV"
 OTHER_LENGTH = "row has another number of fields than the header"
 
 CataloguePath = str | os.PathLike
@@ -54,7 +56,10 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _HALF = re.compile(r"\\u[dD]")
 # Bytes that are decoded at a time to find the encoding.
 _BLOCK = 2**20
+_LONGEST_CELL = 2**24
 _FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
+# Two Chinese characters in a row, with half-width kana around them perhaps.
+_KANJI = re.compile("[ｦ-ﾟ]*[一-龠]{2,}[一-龠ｦ-ﾟ]*")
 
 
 @dataclass
@@ -185,10 +190,10 @@ def _list_folder(folder: Path) -> list[Path]:
     tables = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
     shards = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
     if not metadata and shards and not [file for file in tables if file.suffix.lower() != ".parquet"]:
-        return shards
+        return _inside(shards, folder)
     found = metadata or tables
     if len(found) == 1:
-        return found
+        return _inside(found, folder)
     if found:
         raise ValueError(
             f"The folder '{folder}' holds several tables: {', '.join(file.name for file in found)}. "
@@ -198,6 +203,16 @@ def _list_folder(folder: Path) -> list[Path]:
         f"The folder '{folder}' holds no table. A folder of pictures needs a metadata.jsonl or metadata.csv with a "
         "column file_name and a column of texts; a folder of shards needs .parquet files."
     )
+
+
+def _inside(files: list[Path], folder: Path) -> list[Path]:
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"'{file}' is a link that leads out of its folder, to '{file.resolve()}'. Give the path of the table "
+                "itself (or a glob, in quotes) to read it all the same."
+            )
+    return files
 
 
 def _read_text_table(file: Path, split: str | None) -> Source:
@@ -217,12 +232,11 @@ def _encoding(file: Path) -> str:
         return encoding
     except UnicodeDecodeError:
         pass
-    # Western text happens to decode as cp932 too, into nonsense, but never into kana, which Japanese text has.
     try:
         # All of it, found or not: it has to be cp932 to the end.
-        japanese = sum(_FULL_WIDTH_KANA.search(text) is not None for text in _decoded(file, "cp932")) > 0
+        japanese = sum(_is_japanese(text) for text in _decoded(file, "cp932"))
     except UnicodeDecodeError:
-        japanese = False
+        japanese = 0
     if japanese:
         logger.warning(f"'{file.name}' is not UTF-8; it was read as Japanese (cp932, Shift-JIS).")
         return "cp932"
@@ -236,6 +250,21 @@ def _encoding(file: Path) -> str:
             "allow. Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
         ) from error
     return encoding
+
+
+def _is_japanese(text: str) -> bool:
+    """
+    Whether text that decodes as cp932 is meant to. Western and Cyrillic text may do so too, into nonsense, but not
+    into full-width kana, nor mostly into words of two and more common Chinese characters (level 1 of JIS, whose first
+    byte is a control character elsewhere).
+    """
+    if _FULL_WIDTH_KANA.search(text):
+        return True
+    words = (word for word in _KANJI.findall(text))
+    common = sum(
+        len(w) for w in words if all(0x88 <= c.encode("cp932")[0] <= 0x97 for c in w if c >= "一" and c <= "龠")
+    )
+    return common > sum(not letter.isascii() for letter in text) / 2
 
 
 def _decoded(file: Path, encoding: str) -> Iterator[str]:
@@ -253,48 +282,75 @@ def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | Non
     # Spreadsheets write semicolons where the comma is the decimal sign, and tabs in UTF-16.
     if delimiter is None:
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=head[-1].count)
-    read = _csv_rows(chain(head, lines), file, delimiter)
-    _, header = next(read, (0, []))
+    read = _csv_rows(chain(head, lines), delimiter)
+    _, header, unread = next(read, (0, [], ""))
+    if header is None:
+        raise ValueError(
+            f"'{file}' names its columns in a line that is not CSV: {unread.strip()[:80]!r}. Look for a quotation "
+            "mark that is opened and not closed."
+        )
     header = [name.strip() for name in header]
-    if not header:
+    if not any(header):
         raise ValueError(f"'{file}' is empty: the first line must name the columns.")
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    # Spreadsheets write columns that are empty from the first line to the last.
+    unnamed = {place for place, name in enumerate(header) if not name}
+    doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
         raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
     rows = array("q")
     faults: list[QuarantinedRow] = []
 
     def whole() -> Iterator[list[str]]:
-        for number, (line, cells) in enumerate(read, start=1):
+        for number, (line, cells, unread) in enumerate(read, start=1):
+            if cells is None:
+                detail = f"line {line}: a quotation mark that is not closed, or amid a cell"
+                faults.append(QuarantinedRow(file.name, number, NO_CSV, value=unread, detail=detail))
+                continue
             if len(cells) == len(header):
                 rows.append(number)
-                yield cells
+                yield [cell for place, cell in enumerate(cells) if place not in unnamed] if unnamed else cells
                 continue
             value, detail = delimiter.join(cells), f"line {line}: {len(cells)} in place of {len(header)}"
             faults.append(QuarantinedRow(file.name, number, OTHER_LENGTH, value=value, detail=detail))
 
-    parts = keep(_to_table(some, header) for some in in_chunks(whole()))
-    table = pa.concat_tables(part.table for part in parts) if parts else _to_table([], header)
+    names = [name for name in header if name]
+    parts = keep(_to_table(some, names) for some in in_chunks(whole()))
+    table = pa.concat_tables(part.table for part in parts) if parts else _to_table([], names)
     return Source(table, Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
 
 
-def _csv_rows(lines: Iterable[str], file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The line that each row begins on, and its cells."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    begin = 1
+def _csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | None, str]]:
+    """
+    The line that each row begins on, its cells, and nothing. Where a quotation mark is opened and not closed, or
+    stands amid a cell that has some around it: no cells, and the line itself; what follows it is read anew.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    rest, number = iter(lines), 0
+    # Lines of the row that is being read, and those that are to be read anew.
+    read, again = deque[str](), deque[str]()
+
+    def following() -> Iterator[str]:
+        while (line := again.popleft() if again else next(rest, None)) is not None:
+            read.append(line)
+            yield line
+
+    reader = csv.reader(following(), delimiter=delimiter, strict=True)
     while True:
         try:
             cells = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(
-                f"'{file}' breaks off in the row that begins on line {begin}: {error}. "
-                "Look for a quotation mark that is opened and not closed."
-            ) from error
+        except csv.Error:
+            number += 1
+            yield number, None, read.popleft()
+            again.extendleft(reversed(read))
+            read.clear()
+            reader = csv.reader(following(), delimiter=delimiter, strict=True)
+            continue
         if cells is None:
             return
         if cells:  # a blank line is no row
-            yield begin, cells
-        begin = reader.line_num + 1
+            yield number + 1, cells, ""
+        number += len(read)
+        read.clear()
 
 
 def _to_table(rows: list[list[str]], names: list[str]) -> pa.Table:

@@ -15,6 +15,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def run(argv: list[str]) -> None:
     if args.model_name_or_path is not None or args.mismatches:
         model, processor = load_model(ModelArguments(model_name_or_path=args.model_name_or_path))
         limit = text_limit(processor, model.config.text_config)
-        tokens = {"count_tokens": lambda texts: count_tokens(processor, texts), "max_tokens": limit}
+        tokens = {"count_tokens": partial(count_tokens, processor), "max_tokens": limit}
     findings = examine(intake, **tokens)
     if args.mismatches:
         findings += _mismatches(model, processor, intake, args.disable_tqdm)

@@ -16,6 +16,7 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from ..catalogue import Intake, examine
 from ..catalogue.quarantine import count_reasons, write_quarantine
+from ..evaluation.inputs import count_tokens, text_limit
 from ..evaluation.queries import compare
 from ..evaluation.searches import Search, image_searches, text_searches
 from ..evaluation.tables import format_table
@@ -57,6 +59,7 @@ def fit_and_report(
         intake = data_args.read()
     splits = data_args.split(intake)
     splits, unpaired_texts = data_args.take_apart(splits)
+    model, processor = load_base(model_args, **loading)
     output_dir.mkdir(parents=True, exist_ok=True)
     if main_process:
         print(intake.summary())
@@ -68,12 +71,12 @@ def fit_and_report(
         left_out = intake.write_quarantine(output_dir / QUARANTINE_FILE)
         if intake.quarantine:
             print(f"Not used: see {left_out}")
-        findings = examine(intake)
+        limit = text_limit(processor, model.config.text_config)
+        findings = examine(intake, partial(count_tokens, processor), limit)
         worth_a_look = write_quarantine(findings, output_dir / FINDINGS_FILE)
         if findings:
             look = "; ".join(f"{count:,} × {reason}" for reason, count in count_reasons(findings))
             print(f"Worth a look ({look}): see {worth_a_look}")
-    model, processor = load_base(model_args, **loading)
     adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
     result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)

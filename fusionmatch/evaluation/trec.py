@@ -14,8 +14,10 @@
 """Runs as TREC files, for trec_eval, ranx and the like; and runs of other systems as results of queries."""
 
 import csv
+import io
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -35,6 +37,12 @@ def _sides(direction: str) -> tuple[str, str]:
     return ("image", "text") if direction == "i2t" else ("text", "image")
 
 
+def _as_tsv(ids: Sequence[str], values: Iterable[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(zip(ids, values, strict=True))
+    return text.getvalue().encode()
+
+
 def write_trec(folder: str | Path, found: CatalogueEmbeddings, dataset: datasets.Dataset, depth: int = 100) -> Path:
     """
     Writes `i2t.run` and `t2i.run`, `i2t.qrels` and `t2i.qrels`, and what the ids in them stand for, `images.tsv` and
@@ -52,8 +60,7 @@ def write_trec(folder: str | Path, found: CatalogueEmbeddings, dataset: datasets
     folder.mkdir(parents=True, exist_ok=True)
     names = _names(dataset)
     for side, values in (("image", dataset["image_id"]), ("text", found.texts)):
-        with (folder / f"{side}s.tsv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(zip(names[side][0], values, strict=True))
+        (folder / f"{side}s.tsv").write_bytes(_as_tsv(names[side][0], values))
     for direction in DIRECTIONS:
         (ids, products), (items, item_products) = (names[side] for side in _sides(direction))
         relevant = defaultdict(list)
@@ -84,11 +91,19 @@ def read_trec(folder: str | Path, dataset: datasets.Dataset) -> QueryResults:
 
     Raises:
         `FileNotFoundError`: one of the two is missing.
-        `ValueError`: a line is none of a run, or names what the split does not hold.
+        `ValueError`: a line is none of a run, or names what the split does not hold; or `images.tsv` or `texts.tsv`
+            lies beside the run and is of another split.
     """
     names, rows = _names(dataset), []
     texts, _ = unique_texts(dataset)
     shown = {"image": [str(name) for name in dataset["image_id"]], "text": texts}
+    for side, own in shown.items():
+        path = Path(folder) / f"{side}s.tsv"
+        if path.is_file() and path.read_bytes() != _as_tsv(names[side][0], own):
+            raise ValueError(
+                f"'{path}' is of another split than the {len(dataset):,} pictures to measure on: the ids of the "
+                "run would mean others here. Give the same catalogue, split and seed, or write the run again."
+            )
     for direction in DIRECTIONS:
         asked, offered = _sides(direction)
         (ids, products), (items, item_products) = names[asked], names[offered]

@@ -65,7 +65,14 @@ TRAINER_STATE_FILE = "trainer_state.json"
 # What a training goes on from besides the model, that of FSDP and DeepSpeed among it. Trainer pickles most of it.
 STATE_PATTERNS = (
     *(TRAINER_STATE_FILE, "optimizer*", "scheduler*", "scaler*", "rng_state*", "batch_sampler.safetensors"),
-    *("loss_weighting.safetensors", "teacher.safetensors", "pytorch_model_fsdp*", "global_step*", "latest"),
+    *(
+        "loss_weighting.safetensors",
+        "teacher.safetensors",
+        "clock.safetensors",
+        "pytorch_model_fsdp*",
+        "global_step*",
+        "latest",
+    ),
 )
 # Patterns of what stays -> why.
 _STAYS = {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalogue import Intake
+from ..catalogue.quarantine import for_spreadsheet
 from ..evaluation.mismatches import SUSPICIOUS, Listing
 from .page import environment
 from .record import shortened, shown_picture
@@ -106,11 +107,10 @@ def write_listings(
         for listing in listings:
             row, best = listing.row, listing.fits[0] if listing.fits else None
             swapped = listing.swapped_with
-            writer.writerow(
-                [
-                    *(intake.files[row], rows[row], ids[row], products[row], texts[row][0], f"{listing.share:.3f}"),
-                    *(("", "") if best is None else (ids[best], texts[best][0])),
-                    "" if swapped is None else ids[swapped],
-                ]
-            )
+            cells = [
+                *(intake.files[row], rows[row], ids[row], products[row], texts[row][0], f"{listing.share:.3f}"),
+                *(("", "") if best is None else (ids[best], texts[best][0])),
+                "" if swapped is None else ids[swapped],
+            ]
+            writer.writerow(map(for_spreadsheet, cells))
     return page, table

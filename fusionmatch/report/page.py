@@ -27,7 +27,7 @@ from ..evaluation.queries import FEW, Difference, columns_to_divide_by, compare,
 from ..evaluation.tables import metrics_table
 from ..training.pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE
 from .plots import depth_plot, have_matplotlib, recalls_plot
-from .record import EXAMPLES, FINDINGS_FILE, QUARANTINE_FILE, Example, Run, Shown
+from .record import EXAMPLES, FINDINGS_FILE, QUARANTINE_FILE, RECORD_FILE, Example, Run, Shown
 from .rollout import Condition, Rollout, Sheet, plan
 from .words import Words
 
@@ -35,6 +35,7 @@ from .words import Words
 _RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
 # Values shown of each column, and rows of each fault.
 _WEAKEST, _FIRST_ROWS = 6, 5
+_SOURCES = (RECORD_FILE, METRICS_FILE, QUERIES_FILE, QUERIES_BEFORE_FILE)
 
 
 def environment() -> Environment:
@@ -113,7 +114,7 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
             **counts,
         ),
         *([t("what_labelled", count=f"{labelled:,}")] if labelled < metrics["pictures"]["train"] else []),
-        t("what_columns", columns=record.columns),
+        t("what_columns", columns=record.columns_read.say(t.value)),
         t("what_base", base=record.base, version=record.version, date=record.date),
     ]
     rsum = run.differences["rsum"]
@@ -133,7 +134,7 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
         "folder": run.name,
         "links": {
             name: _link(page, run.folder / name)
-            for name in (METRICS_FILE, QUERIES_FILE, QUERIES_BEFORE_FILE, QUARANTINE_FILE, FINDINGS_FILE)
+            for name in (*_SOURCES, QUARANTINE_FILE, FINDINGS_FILE)
             if (run.folder / name).is_file()
         },
         "verdict": rsum.verdict,

@@ -28,6 +28,7 @@ from PIL import Image
 
 from .. import __version__
 from ..catalogue import Intake
+from ..catalogue.columns import Columns
 from ..catalogue.quarantine import QuarantinedRow
 from ..evaluation.queries import Difference, QueryResults, compare
 from ..evaluation.searches import Search, hits_and_misses, image_searches, text_searches
@@ -84,7 +85,7 @@ class Record:
         machine (`str`): What it ran on.
         rows_read, rows_used (`int`): Rows of the catalogue, and those that gave at least one picture.
         pictures, products (`int`): What was used of it.
-        columns (`str`): Which columns were read as what.
+        columns_read ([`~fusionmatch.catalogue.columns.Columns`]): Which columns were read as what.
         seen_products (`int`): Products of the test that were trained on as well; 0 unless the user's own splits share
             some.
         untrained_base (`bool`): Whether the base was never trained on pairs.
@@ -101,7 +102,7 @@ class Record:
     rows_used: int
     pictures: int
     products: int
-    columns: str
+    columns_read: Columns
     seen_products: int
     untrained_base: bool
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -117,17 +118,15 @@ class Record:
             intake ([`~fusionmatch.catalogue.Intake`]): The catalogue that they are parts of.
             facts: `what`, `catalogue`, `base`, `machine` and `untrained_base`.
         """
-        splits_of = intake.own_splits or [""] * len(intake.files)
         return cls(
             **facts,
             version=__version__,
             date=datetime.now(UTC).date().isoformat(),
             rows_read=intake.rows_read,
-            # Files of the same name may lie in the folders of several splits.
-            rows_used=len(set(zip(intake.files, intake.dataset["source_row"], splits_of, strict=True))),
+            rows_used=intake.rows_used,
             pictures=len(intake.dataset),
             products=len(set(intake.dataset["product"])),
-            columns=str(intake.columns),
+            columns_read=intake.columns,
             seen_products=len(set(splits["test"]["product"]) & set(splits["train"]["product"])),
             examples=_examples(result, splits["test"], intake),
         )
@@ -135,7 +134,7 @@ class Record:
     def save(self, folder: str | Path) -> Path:
         """Writes `report.json`."""
         path = Path(folder) / RECORD_FILE
-        content = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1)
+        content = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1, default=sorted)
         path.write_text(content + "\n", encoding="utf-8")
         return path
 
@@ -162,7 +161,12 @@ class Record:
             ]
             for kind, own in content.pop("examples").items()
         }
-        return cls(**content, examples=examples)
+        read = {
+            name: tuple(cells) if isinstance(cells, list) else cells
+            for name, cells in content.pop("columns_read").items()
+        }
+        columns = Columns(**read | {"guessed": frozenset(read["guessed"])})
+        return cls(**content, columns_read=columns, examples=examples)
 
 
 def _examples(result: FitResult, dataset: datasets.Dataset, intake: Intake) -> dict[str, list[Example]]:

@@ -166,9 +166,12 @@ class Rollout:
     observed: Observed | None = None
     currency: str = ""
     most_left_out: float = 0.05
+    known_products: bool = False
     test: Test = field(default_factory=Test)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.known_products, bool):
+            raise ValueError(f"`known_products` must be true or false, got {self.known_products!r}.")
         share = self.most_left_out
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"`most_left_out` must be a share in [0, 1], such as 0.05, got {share!r}.")
@@ -375,6 +378,11 @@ def plan(run: Run, rollout: Rollout, first_right: tuple[float, float, float], ch
     share = 1 - run.record.rows_used / max(1, run.record.rows_read)
     sheet.offline = [
         Condition("rule_better", run.differences["rsum"].verdict == "better"),
+        *(
+            []
+            if rollout.known_products
+            else [Condition("rule_held_out", not run.record.seen_products, {"count": f"{run.record.seen_products:,}"})]
+        ),
         Condition("rule_parts", not worse, {"count": str(len(changes))}, ", ".join(worse)),
         Condition(
             "rule_left_out",

@@ -15,6 +15,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,30 @@ class EpochCallback(TrainerCallback):
     ) -> None:
         # The epoch is a sum of fractions, and a resumed one begins in its middle.
         self.pairs.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+
+class Clock(TrainerCallback):
+    """
+    Seconds that a training took, those before it was gone on with among them; checkpoints keep them.
+
+    Args:
+        before (`float`): Seconds up to the checkpoint that the training goes on from.
+    """
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self._begin = time.perf_counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._begin = time.perf_counter()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What [`load_state_dict`] restores."""
+        return {"seconds": torch.tensor(self.before + time.perf_counter() - self._begin, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on with the seconds of a checkpoint."""
+        self.before = state["seconds"].item()
 
 
 class RetrievalProgressCallback(ProgressCallback):

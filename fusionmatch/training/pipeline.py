@@ -248,7 +248,7 @@ def fit(
     before, before_embeddings = _measure(trainer, splits["test"])
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
+    seconds = trainer.clock.before + time.perf_counter() - start
     # Without its metrics the run was stopped after its last step, and is measured now.
     measured = (Path(args.output_dir) / METRICS_FILE).is_file()
     if checkpoint and measured and trainer.state.global_step == steps_before:

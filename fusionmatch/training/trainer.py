@@ -38,7 +38,7 @@ from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import model_parts, peft_base, set_tower_rate, trains, unwrap_model, with_adapter
 from .annealing import annealing_factor, take_rates_from
 from .arguments import FusionMatchTrainingArguments
-from .callbacks import EpochCallback, LossLog, RetrievalProgressCallback
+from .callbacks import Clock, EpochCallback, LossLog, RetrievalProgressCallback
 from .checkpoints import words_for_a_full_disk
 from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad, mean_value
@@ -235,7 +235,10 @@ class FusionMatchTrainer(PushingTrainer):
         elif pairs is not None:
             self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
         # What a checkpoint holds besides the state that Trainer knows of, by the name of its file.
+        self.clock = Clock()
+        self.add_callback(self.clock)
         stateful = {
+            "clock.safetensors": self.clock,
             "loss_weighting.safetensors": self.objective.weighting,
             "batch_sampler.safetensors": self._sampler,  # the order of the rows, where a sampler of ours chose it
             "teacher.safetensors": self._teacher,

@@ -20,8 +20,9 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from fusionmatch.catalogue import doctor, examine, pictures, read_catalogue
+from fusionmatch.catalogue import doctor, examine, pictures, read_catalogue, rows
 from fusionmatch.catalogue.doctor import scripts
+from fusionmatch.catalogue.quarantine import QuarantinedRow, write_quarantine
 from fusionmatch.commands import main
 
 
@@ -162,3 +163,22 @@ def test_the_command_shows_and_writes(tmp_path, noise, capsys):
     assert (tmp_path / "out" / "findings.csv").read_bytes() == first
     assert main(["check", str(path), "--format", "xml"]) == 1
     assert "must be csv or jsonl, got 'xml'" in capsys.readouterr().err
+
+
+def test_rows_that_repeat_others(tmp_path, noise):
+    row = {"image": noise("a.png", 0), "text": "a mug", "id": "1", "sku": "S1"}
+    other = {"image": noise("b.png", 1), "text": "a cup", "id": "2", "sku": "S1"}
+    # The same picture and text as another size is no fault.
+    path = write(tmp_path, [row, other, row, row | {"id": "3", "sku": "S3"}, row])
+    assert found(path) == [(2, doctor.REPEATED_ID), (3, rows.REPEATED_ROW), (5, rows.REPEATED_ROW)]
+
+
+def test_scripts_of_half_and_full_width_letters():
+    assert [doctor.script_of(text) for text in ("ｱｲｽｸﾘｰﾑ", "ＡＢＣ", "ﾒﾝｽﾞ 靴下")] == ["Japanese", "Latin", "Japanese"]
+
+
+def test_what_a_spreadsheet_would_take_for_a_formula(tmp_path):
+    fault = QuarantinedRow("a.csv", 1, "a reason", value='=HYPERLINK("http://x")', detail="-")
+    text = write_quarantine([fault], tmp_path / "q.csv").read_text(encoding="utf-8-sig")
+    cells = next(csv.DictReader(text.splitlines()))
+    assert (cells["value"], cells["detail"], cells["row"]) == ('\'=HYPERLINK("http://x")', "-", "1")

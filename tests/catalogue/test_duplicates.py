@@ -83,8 +83,25 @@ def test_groups_do_not_depend_on_the_order_of_the_rows(order):
 def test_a_pair_is_compared_once_however_many_parts_are_alike(alike):
     bits = np.zeros((2, 256), np.uint8)
     bits[1, alike:13] = 1  # bit n is in part n
-    ((first, second),) = duplicates._alike_in_a_part(np.packbits(bits, axis=1))
+    hashes = np.packbits(bits, axis=1)
+    ((first, second),) = duplicates._alike(duplicates._part(hashes, np.arange(2), part) for part in range(13))
     assert sorted([*first, *second]) == [0, 1]
+
+
+def test_plain_colours_are_not_compared_with_each_other(monkeypatch):
+    hashes = [picture_hash(Image.new("RGB", (8, 8), (i % 256, i // 256, 0))) for i in range(2000)]
+    compared = 0
+    alike = duplicates._alike
+
+    def counted(columns):
+        nonlocal compared
+        for first, second in alike(columns):
+            compared += len(first)
+            yield first, second
+
+    monkeypatch.setattr(duplicates, "_alike", counted)
+    assert group_pictures([*hashes, hashes[7]]) == [*range(2000), 7]
+    assert compared < 2000
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])

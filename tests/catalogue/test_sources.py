@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fusionmatch.catalogue import load_catalogue, read_catalogue
+from fusionmatch.catalogue import load_catalogue, read_catalogue, sources
 from fusionmatch.catalogue.pictures import NOT_NAMED, UNREADABLE
 
 
@@ -250,15 +250,60 @@ def test_ragged_and_broken_lines_are_quarantined_with_their_place(shop):
     ]
 
 
-def test_an_open_quotation_mark_names_its_line(shop):
-    (shop / "a.csv").write_text('file_name,text\n0.png,fine\n1.png,"open\n2.png,swallowed\n')
-    with pytest.raises(ValueError, match=r"begins on line 3.*quotation mark"):
-        read_catalogue(shop / "a.csv")
+def test_a_row_with_a_stray_quotation_mark_is_left_out_and_no_other(shop):
+    rows = ['0.png,"fine,', 'on two lines"', '1.png,"5" nails, iron"', "", '2.png,"open', "0.png,sound"]
+    (shop / "a.csv").write_text("\n".join(["file_name,text", *rows, ""]))
+    intake = read_catalogue(shop / "a.csv")
+    assert [texts for own in intake.dataset["texts"] for texts in own] == ["fine,\non two lines", "sound"]
+    assert [(fault.row, fault.reason, fault.detail.split(":")[0]) for fault in intake.quarantine] == [
+        (2, sources.NO_CSV, "line 4"),
+        (3, sources.NO_CSV, "line 6"),
+    ]
+    assert (intake.rows_read, intake.rows_used) == (4, 2)
+
+
+def test_a_column_without_a_name_and_a_very_long_cell(shop):
+    (shop / "a.csv").write_text(f"file_name,,text,\n0.png,x,{'long ' * 40_000},\n")
+    intake = read_catalogue(shop / "a.csv")
+    assert len(intake.dataset["texts"][0][0]) == 199_999
+    assert "" not in intake.dataset.column_names
+
+
+def test_a_table_that_leads_out_of_its_folder(shop, tmp_path_factory):
+    there = write_csv(tmp_path_factory.mktemp("elsewhere") / "metadata.csv")
+    (shop / "metadata.csv").symlink_to(there)
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        read_catalogue(shop)
+    assert len(read_catalogue(shop / "metadata.csv", image_root=shop).dataset)
+
+
+@pytest.mark.parametrize("text", ["ﾒﾝｽﾞ靴下", "赤革靴", "白色木製椅子 2脚"])
+def test_cp932_without_full_width_kana(shop, text):
+    path = write_csv(shop / "a.csv", [{"image": "0.png", "text": text}], encoding="cp932")
+    assert read_catalogue(path).dataset["texts"][0] == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Привет, красная шапка", "cp1251"),
+        ("Привет, красная шапка", "koi8-r"),
+        ("红色帽子，羊毛制成", "gbk"),
+        ("“Größe” – Müller’s Äpfel…", "cp1252"),
+    ],
+)
+def test_other_encodings_are_not_taken_for_japanese(shop, text, encoding):
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_catalogue(write_csv(shop / "a.csv", [{"image": "0.png", "text": text}], encoding=encoding))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "is empty"), (b"image,text,text\n", "names a column twice: 'text'")],
+    [
+        (b"", "is empty"),
+        (b"image,text,text\n", "names a column twice: 'text'"),
+        (b'image,"text\n0.png,a\n', "in a line that is not CSV: 'image,"),
+    ],
 )
 def test_unusable_headers(shop, content, words):
     (shop / "a.csv").write_bytes(content)

@@ -44,6 +44,13 @@ def test_a_run_comes_back_as_it_was(split, tmp_path):
     assert (tmp_path / "runs" / "t2i.qrels").read_text().splitlines()[0] == "text-0 0 image-0 1"
 
 
+def test_a_run_of_another_split_is_refused(split, tmp_path):
+    write_trec(tmp_path, *split)
+    other = split[1].select(range(19, -1, -1))
+    with pytest.raises(ValueError, match="is of another split"):
+        read_trec(tmp_path, other)
+
+
 def test_ties_and_what_is_not_listed_count_against_a_run(split, tmp_path):
     (tmp_path / "t2i.run").write_text("text-0 Q0 image-0 1 0.5 x\ntext-0 Q0 image-9 2 0.5 x\n")
     (tmp_path / "i2t.run").write_text("")

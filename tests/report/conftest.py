@@ -80,7 +80,7 @@ def make_run(tmp_path):
             "rows_used": 98,
             "pictures": 120,
             "products": 72,
-            "columns": "image: 'image'",
+            "columns_read": {"image": "image", "texts": ["title", "text"], "guessed": ["image"]},
             "seen_products": 0,
             "untrained_base": False,
             "examples": {"hits": [Example("<script>傘", 7, 1, shown, [shown])], "misses": [], "pictures": []},

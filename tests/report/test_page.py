@@ -66,7 +66,8 @@ def test_the_page_stands_alone_escapes_and_links_to_the_files(make_run, tmp_path
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in page.pictures)
     files = {(path.parent / unquote(link)).resolve() for link in page.links}
     assert files == {
-        run / n for n in ("metrics.json", "queries.parquet", "queries_before.parquet", "quarantine.jsonl")
+        run / n
+        for n in ("report.json", "metrics.json", "queries.parquet", "queries_before.parquet", "quarantine.jsonl")
     }
     assert "products.csv, row 12" in text
     assert 'title="metrics.json: after.t2i_recall@1">100.0</a>' in text
@@ -100,7 +101,7 @@ def test_in_japanese(make_run, tmp_path):
     assert "products.csv 12行目" in text
     # Nothing is left in English but names of files, of the catalogue and of measures.
     body = re.sub(r"<svg.*?</svg>|<style>.*?</style>|<[^>]*>|products\.csv|shop &amp; co\.csv", " ", text, flags=re.S)
-    for word in ("before", "after", "change", "picture", "rows", "From", "training"):
+    for word in ("before", "after", "change", "picture", "rows", "From", "training", "guessed", "further"):
         assert not re.search(
             rf"\b{word}\b", re.sub(r"\S*(\.json|\.jsonl|\.parquet)|fusionmatch report \S+ .*", " ", body)
         ), word

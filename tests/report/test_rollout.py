@@ -81,14 +81,18 @@ def test_hours_saved():
 
 def test_before_a_test_every_condition_must_hold(make_run):
     run = Run.load(make_run("a", LAST, FIRST))
+    seen = Run.load(make_run("seen", LAST, FIRST))
+    seen.record.seen_products = 3
+    assert plan(seen, Rollout(search=SEARCH, known_products=True), RIGHT, {}).start == "go"
     good = plan(run, Rollout(search=SEARCH), RIGHT, {"color = red": BETTER})
     assert good.start == "go"
-    assert [condition.holds for condition in good.offline] == [True] * 4
+    assert [condition.holds for condition in good.offline] == [True] * 5
     for sheet, broken in (
         (plan(Run.load(make_run("b", FIRST, FIRST)), Rollout(search=SEARCH), RIGHT, {}), "rule_better"),
         (plan(run, Rollout(search=SEARCH), RIGHT, {"color = red": WORSE}), "rule_parts"),
         (plan(run, Rollout(search=SEARCH, most_left_out=0.01), RIGHT, {}), "rule_left_out"),
         (plan(run, Rollout(search=SEARCH, test=Test(most_days=14)), RIGHT, {}), "rule_days"),
+        (plan(seen, Rollout(search=SEARCH), RIGHT, {}), "rule_held_out"),
     ):
         assert sheet.start == "hold"
         assert [condition.name for condition in sheet.offline if not condition.holds] == [broken]
@@ -96,6 +100,7 @@ def test_before_a_test_every_condition_must_hold(make_run):
     assert plan(run, Rollout(search=SEARCH, purchase=slow), RIGHT, {}).start == "hold"
     assert [condition.name for condition in plan(run, Rollout(), RIGHT, {}).offline] == [
         "rule_better",
+        "rule_held_out",
         "rule_parts",
         "rule_left_out",
     ]

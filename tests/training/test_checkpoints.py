@@ -112,6 +112,16 @@ def test_the_last_whole_checkpoint_is_found(harm, model, splits, processor, tmp_
     assert last_whole_checkpoint(tmp_path) is None
 
 
+def test_the_seconds_of_a_training_go_on_with_it(model, splits, processor, tmp_path):
+    make_trainer(model, splits, processor, tmp_path, num_train_epochs=1).train()
+    checkpoint = last_whole_checkpoint(tmp_path)
+    seconds = load_file(f"{checkpoint}/clock.safetensors")["seconds"].item()
+    trainer = make_trainer(model, splits, processor, tmp_path, num_train_epochs=2)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.clock.before == seconds > 0
+    assert load_file(f"{last_whole_checkpoint(tmp_path)}/clock.safetensors")["seconds"].item() > seconds
+
+
 def test_a_run_killed_in_its_first_checkpoint_starts_anew(command, tmp_path):
     (tmp_path / "out" / "checkpoint-1").mkdir(parents=True)
     assert main([*command, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]) == 0
