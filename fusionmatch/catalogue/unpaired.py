@@ -14,14 +14,17 @@
 """Few labels: pictures and texts of which nobody has said yet which belong together."""
 
 import logging
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import datasets
 import numpy as np
+import xxhash
 from PIL import Image
 
-from .duplicates import text_key
-from .pictures import check_files
+from .duplicates import group_pictures, text_key
+from .pictures import Checked, check_files, check_stored
 
 
 logger = logging.getLogger(__name__)
@@ -71,14 +74,19 @@ def hide_pairs(dataset: datasets.Dataset, labels: int, seed: int = 0) -> tuple[d
     return apart, datasets.Dataset.from_dict(found, features=TEXT_FEATURES)
 
 
-def add_unpaired_images(dataset: datasets.Dataset, folder: str | Path) -> datasets.Dataset:
+def add_unpaired_images(
+    dataset: datasets.Dataset, folder: str | Path, held_out: Sequence[datasets.Dataset] = ()
+) -> datasets.Dataset:
     """
-    Adds the pictures of a folder (and of its folders) as rows without texts.
+    Adds the pictures of a folder (and of its folders) as rows without texts. Copies of a picture of the catalogue,
+    saved again or not, get its `picture_group`.
 
     Args:
-        dataset (`datasets.Dataset`): Rows of [`load_catalogue`].
+        dataset (`datasets.Dataset`): Rows of [`load_catalogue`] that are trained on.
         folder (`str` or `Path`): What is no picture by its extension is left out; what cannot be decoded as well, with
             a warning.
+        held_out (`Sequence[datasets.Dataset]`, *optional*): The other splits. Copies of their pictures are left out,
+            with a warning.
 
     Raises:
         `FileNotFoundError`: there is no such folder.
@@ -95,7 +103,8 @@ def add_unpaired_images(dataset: datasets.Dataset, folder: str | Path) -> datase
         reasons = "; ".join(f"{path.name}: {checked[path].reason}" for path in bad[:3])
         logger.warning(f"{len(bad):,} of {len(paths):,} unpaired pictures cannot be used ({reasons}).")
     # A copy within the folder would be a second answer to the same text.
-    good = {checked[path].digest: path for path in paths if checked[path].reason is None}.values()
+    different = {checked[path].digest: path for path in paths if checked[path].reason is None}.values()
+    good = _without_copies(dataset, held_out, {path: checked[path] for path in different}) if different else {}
     if not good:
         raise ValueError(f"The folder '{folder}' holds no picture that can be used ({len(paths):,} were looked at).")
     rows = {
@@ -103,11 +112,37 @@ def add_unpaired_images(dataset: datasets.Dataset, folder: str | Path) -> datase
         "texts": [[] for _ in good],
         "product": [f"unpaired {path}" for path in good],
         "image_id": [str(path) for path in good],
+        "picture_group": list(good.values()),
     }
     shared = [name for name in rows if name in dataset.column_names]
     features = datasets.Features({name: dataset.features[name] for name in shared})
     added = datasets.Dataset.from_dict({name: rows[name] for name in shared}, features=features)
     return datasets.concatenate_datasets([dataset, added])
+
+
+def _without_copies(
+    dataset: datasets.Dataset, held_out: Sequence[datasets.Dataset], found: dict[Path, Checked]
+) -> dict[Path, str]:
+    """The pictures of a folder that no held-out split has, and what names each and its copies."""
+    splits = [dataset, *held_out]
+    stored = [split.select_columns(["image"]) for split in splits]
+    known = [checked.hash for checked in chain(*(check_stored(split, follow_paths=True) for split in stored))]
+    hashes = known + [checked.hash for checked in found.values()]
+    groups = group_pictures(hashes)
+    tested = set(groups[len(dataset) : len(known)])
+    named = "picture_group" in dataset.column_names
+    names = dict(zip(groups[: len(dataset)], dataset["picture_group"], strict=True)) if named else {}
+    kept = {
+        path: names.get(group) or xxhash.xxh3_64_hexdigest(hashes[group])
+        for path, group in zip(found, groups[len(known) :], strict=True)
+        if group not in tested
+    }
+    if len(kept) < len(found):
+        logger.warning(
+            f"{len(found) - len(kept):,} unpaired pictures are copies of pictures that are held out for validation "
+            "and test; they are left out."
+        )
+    return kept
 
 
 def read_unpaired_texts(path: str | Path) -> datasets.Dataset:

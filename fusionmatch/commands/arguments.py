@@ -235,7 +235,8 @@ class FitDataArguments(DataArguments):
         if self.labels is not None:
             train, texts = hide_pairs(splits["train"], self.labels, self.split_seed)
         elif self.unpaired_images is not None and self.unpaired_texts is not None:
-            train = add_unpaired_images(splits["train"], self.unpaired_images)
+            held_out = [split for name, split in splits.items() if name != "train"]
+            train = add_unpaired_images(splits["train"], self.unpaired_images, held_out)
             texts = read_unpaired_texts(self.unpaired_texts)
         else:
             return splits, None

@@ -35,6 +35,11 @@ def product_id(product: str) -> int:
     return int.from_bytes(hashlib.blake2b(product.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def unpaired_product(row: int) -> int:
+    """The product that a row without texts is trained as: nobody has said yet which one its picture shows."""
+    return product_id(f"unpaired {row}")
+
+
 def picture_view(image: Image.Image, row: int, view: int) -> Image.Image:
     """
     One of the views of a picture that training takes turns in: 0 is the picture itself, 1 its mirror image, further
@@ -97,7 +102,9 @@ class PairDataset(Dataset):
         names = dataset["picture_group"] if "picture_group" in dataset.column_names else [None] * len(self.texts)
         self.picture_names = [product_id(f"row {i}" if name is None else name) for i, name in enumerate(names)]
         self.text_names = [[product_id(text_key(text)) for text in texts] for texts in self.texts]
-        self.shared = SharedItems(self.products, self.picture_names, self.text_names)
+        # By what is trained on: copies of a picture may be of one product that nobody has said of all of them.
+        trained = [self.products[i] if texts else unpaired_product(i) for i, texts in enumerate(self.texts)]
+        self.shared = SharedItems(trained, self.picture_names, self.text_names)
         self.concepts = list(dataset["concepts"]) if "concepts" in dataset.column_names else None
         self.first_text = torch.tensor([0] + [len(texts) for texts in self.texts]).cumsum(0).tolist()
         self.texts_per_image = texts_per_image

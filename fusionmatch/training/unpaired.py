@@ -29,7 +29,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..catalogue.duplicates import text_key
-from .data import PairDataset, product_id
+from .data import PairDataset, product_id, unpaired_product
 from .distributed import from_main_process
 
 
@@ -141,7 +141,7 @@ class PartlyPairedDataset(PairDataset):
         item = self._picture(index) | {
             "texts": [self.unpaired_texts[text]],
             "text_indices": [self.first_text[-1] + text],
-            "product": product_id(f"unpaired {index}") if product is None else product,
+            "product": unpaired_product(index) if product is None else product,
         }
         if self.shared:
             item["text_names"] = [self._unpaired_names[text]]

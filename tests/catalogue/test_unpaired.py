@@ -77,6 +77,17 @@ def test_a_folder_adds_each_picture_once_and_names_what_is_broken(rows, draw, tm
     assert "1 of 4 unpaired pictures cannot be used (broken.jpg" in caplog.text
 
 
+def test_copies_of_what_the_catalogue_has_are_known(rows, draw, tmp_path, caplog):
+    grouped = rows.add_column("picture_group", [f"group {i}" for i in range(8)])
+    draw("new/of-train.png", 2)
+    draw("new/of-test.bmp", 7)  # other bytes, the same picture
+    draw("new/own.png", 100)
+    more = add_unpaired_images(grouped.select(range(6)), tmp_path / "new", [grouped.select([6, 7])])
+    assert more["picture_group"][6] == "group 2" and len(set(more["picture_group"])) == 7
+    assert [row["image_id"].rsplit("/")[-1] for row in more.select([6, 7])] == ["of-train.png", "own.png"]
+    assert "1 unpaired pictures are copies of pictures that are held out" in caplog.text
+
+
 def test_a_folder_without_pictures(rows, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture that can be used"):

@@ -29,6 +29,7 @@ from fusionmatch.evaluation.inputs import (
 )
 from fusionmatch.training.data import FusionMatchCollator, PairDataset, picture_view, product_id
 from fusionmatch.training.objective import BatchPairs
+from fusionmatch.training.unpaired import PartlyPairedDataset
 
 from ..core.tiny import tiny_model, tiny_pictures, tiny_processor, tower_config
 
@@ -77,6 +78,18 @@ def test_shared_pictures_and_texts_are_no_negatives():
     assert ignored == {("Mug", "q"), ("mug!", "p"), ("Mug", "s"), ("red", "s"), ("chair", "p")}
     assert torch.equal(found.ignored, found.own_ignored)
     assert not PairDataset(rows([["a"], ["b"]], ["p", "q"])).shared
+
+
+@pytest.mark.parametrize("product", ["p", "unpaired"])
+def test_a_copy_that_nobody_has_matched_yet_is_no_negative(product):
+    data = rows([["red mug"], ["lamp"], []], ["p", "q", product]).add_column("picture_group", ["1", "2", "1"])
+    texts = datasets.Dataset.from_dict({"text": ["crimson cup"], "products": [["p"]]})
+    pairs = PartlyPairedDataset(data, texts, prepare=partial(prepare_image, tiny_processor()))
+    pairs.assigned[2] = 0
+    batch = FusionMatchCollator(tiny_processor(), tower_config("bert"))([pairs[i] for i in range(3)])
+    names = ("text_products", "image_products", "text_names", "image_names")
+    found = BatchPairs.gather(*(batch[name] for name in names), pairs.shared)
+    assert (found.ignored & ~found.positives).nonzero().tolist() == [[0, 2], [2, 0]]
 
 
 def test_views_take_turns_and_are_always_the_same():
