@@ -108,7 +108,7 @@ def fit_and_report(
         )
     _print_searches(result, splits["test"])
     base = str(model.config.name_or_path)
-    device = f"CPU, {torch.get_num_threads()} threads" if args.device.type == "cpu" else torch.cuda.get_device_name()
+    device = _device_name(args.device)
     record = Record.from_fit(
         result,
         splits,
@@ -136,6 +136,14 @@ def fit_and_report(
     )
     if args.push_to_hub:
         _push(result, output_dir)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    # Not every kind of accelerator tells its name (MPS does not).
+    module = torch.get_device_module(device)
+    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type.upper()
 
 
 def _push(result: FitResult, folder: Path) -> None:

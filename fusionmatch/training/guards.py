@@ -29,7 +29,8 @@ def effective_rank(embeds: torch.Tensor, most: int = 128) -> float:
     their normalised singular values (Roy and Vetterli, EUSIPCO 2007), from 1 to the smaller side; of the first `most`
     items, because it is computed at every step.
     """
-    embeds = embeds[:most].detach().double()
+    # On the CPU: not every accelerator has double precision.
+    embeds = embeds[:most].detach().cpu().double()
     values = torch.linalg.eigvalsh(embeds @ embeds.t()).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-12)
     return math.exp(torch.special.entr(shares).sum().item())

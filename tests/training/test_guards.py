@@ -33,6 +33,14 @@ class TestMeasures:
         assert effective_rank(basis[:1].expand(6, -1)) == pytest.approx(1, abs=1e-3)
         assert effective_rank(torch.cat([basis[:2]] * 3)) == pytest.approx(2, abs=1e-3)
 
+    def test_a_device_without_double_precision(self, monkeypatch):
+        order = []
+        for name in ("cpu", "double"):
+            own = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda self, name=name, own=own: order.append(name) or own(self))
+        effective_rank(torch.eye(3))
+        assert order == ["cpu", "double"]
+
     def test_alignment(self):
         texts, images = torch.eye(3), torch.eye(3)
         assert alignment(texts, images, torch.eye(3, dtype=torch.bool)) == pytest.approx(0)

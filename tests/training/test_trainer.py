@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainingArguments
+from fusionmatch.commands.fitting import _device_name
 from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import describe_trainable, freeze_towers, lora_config
@@ -434,3 +435,10 @@ def test_a_model_of_another_class_is_refused_in_words(tmp_path):
     args = FusionMatchTrainingArguments(str(tmp_path), eval_strategy="no", use_cpu=True)
     with pytest.raises(ValueError, match="Linear is not the FusionMatchModel of this package"):
         FusionMatchTrainer(torch.nn.Linear(2, 2), args, processing_class=tiny_processor())
+
+
+def test_every_kind_of_device_has_a_name(monkeypatch):
+    assert _device_name(torch.device("cpu")).startswith("CPU, ")
+    assert _device_name(torch.device("mps")) == "MPS"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA {device.index}")
+    assert _device_name(torch.device("cuda:1")) == "NVIDIA 1"
