@@ -65,10 +65,14 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
 
 @contextmanager
-def words_for_a_full_disk(folder: str | Path) -> Iterator[None]:
+def words_for_a_full_disk(folder: str | Path, what: str = "the checkpoint") -> Iterator[None]:
     """
-    Says so where a checkpoint cannot be written because the disk is full: torch and safetensors have errors of their
-    own for it.
+    Says so where something cannot be written because the disk is full: torch and safetensors have errors of their own
+    for it.
+
+    Args:
+        folder (`str` or `Path`): Where it is written.
+        what (`str`, *optional*, defaults to `"the checkpoint"`): What is written, for the message.
 
     Raises:
         `OSError`: the disk is full.
@@ -80,8 +84,8 @@ def words_for_a_full_disk(folder: str | Path) -> Iterator[None]:
         if free > SPARE_BYTES:
             raise
         raise OSError(
-            f"The disk of {folder} is full ({free / 2**20:.0f} MiB left), and the checkpoint is not whole. Make room "
-            "and start the same command again: it goes on from the last whole checkpoint."
+            f"The disk of {folder} is full ({free / 2**20:.0f} MiB left), and {what} is not whole. Make room and "
+            "start the same command again: it goes on from what is whole."
         ) from error
 
 

@@ -16,6 +16,7 @@
 import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..evaluation.inputs import image_inputs, text_inputs, text_limit
 from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
 from ..outputs_fusionmatch import FusionMatchTowerFeatures
-from .checkpoints import check_room
+from .checkpoints import check_room, words_for_a_full_disk
 from .data import picture_view
 
 
@@ -267,10 +268,14 @@ class TowerFeatureCache:
                         bar.update(len(features.pooled))
                     for name, tensors in _pack(encoded, levels).items():
                         if name in paths:
-                            # A half-written file never gets the final name.
-                            partial = paths[name].with_suffix(".partial")
-                            save_file(tensors, partial)
-                            partial.replace(paths[name])
+                            # A half-written file never gets the final name; others may be writing the same shard.
+                            partial = paths[name].with_suffix(f".{uuid.uuid4().hex}.partial")
+                            try:
+                                with words_for_a_full_disk(folder, "the cache of tower features"):
+                                    save_file(tensors, partial)
+                                partial.replace(paths[name])
+                            finally:
+                                partial.unlink(missing_ok=True)
                     if i == 0:
                         written = sum(path.stat().st_size for path in paths.values())
                         rest = sum(1 for later in missing[1:] if later)

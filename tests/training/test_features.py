@@ -11,11 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fusionmatch.evaluation.retrieval import embed_catalogue, unique_texts
-from fusionmatch.training import TowerFeatureCache, features
+from fusionmatch.training import TowerFeatureCache, checkpoints, features
 
 from ..core.tiny import perturb
 
@@ -115,6 +120,33 @@ def test_a_cut_off_computation_goes_on(model, processor, splits, tmp_path, monke
     assert len(encoded) == 1
     for i in range(10):
         torch.testing.assert_close(again([i]).pooled, whole([i]).pooled, atol=0, rtol=0)
+
+
+def test_two_that_compute_the_same_do_not_disturb_each_other(model, processor, tmp_path, monkeypatch):
+    both, save_file = Barrier(2, timeout=60), features.save_file
+
+    def at_once(tensors, path):
+        both.wait()
+        save_file(tensors, path)
+        both.wait()
+
+    monkeypatch.setattr(features, "save_file", at_once)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(TowerFeatureCache.for_texts, model, processor, ["a red mug"], tmp_path) for _ in range(2)]
+        one, other = (job.result()([0]) for job in jobs)
+    assert torch.equal(one.pooled, other.pooled)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_disk_that_fills_up_is_said_in_words(model, processor, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(features, "save_file", full)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(OSError, match=r"is full \(1 MiB left\), and the cache of tower features is not whole"):
+        TowerFeatureCache.for_texts(model, processor, ["a red mug"], tmp_path)
 
 
 def test_an_index_outside_is_an_error(model, processor, splits, tmp_path):
