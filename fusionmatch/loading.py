@@ -15,11 +15,14 @@
 
 import hashlib
 import json
+import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
@@ -29,11 +32,13 @@ from .modeling_fusionmatch import FusionMatchModel
 from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 from .repository import (
     ADAPTER_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
     FINGERPRINT_FILE,
     HUB_ARGUMENTS,
     SETTINGS_PATTERNS,
     WEIGHTS_PATTERNS,
+    UnsafeFolderError,
     check_settings,
     check_weights,
     fetch,
@@ -82,6 +87,8 @@ def precision(model: nn.Module) -> str:
 _SETTINGS = FusionMatchConfig.__annotations__.keys() - {
     *("vision_config", "text_config", "untrained_modules", "format_version"),
 }
+# Arguments that say where and how a base is kept; to be compared it is read into memory as it is.
+_PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
 
 
 def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
@@ -156,8 +163,8 @@ def load_pretrained(
         `OSError`: the Hub does not give it; the message says why and what to do.
         `ValueError`: it holds another kind of model, or the adapter was made on a base with other weights or on
             another adapter.
-        [`~fusionmatch.repository.UnsafeFolderError`]: it is not whole, its weights are pickled, or it names code or
-            files elsewhere. Nothing that is fetched is ever run.
+        [`~fusionmatch.repository.UnsafeFolderError`]: it is not whole, as where weights of a trained part are missing,
+            its weights are pickled, or it names code or files elsewhere. Nothing that is fetched is ever run.
     """
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     folder = _fetch_checked(model_name_or_path, **hub)
@@ -181,13 +188,12 @@ def _load_checkpoint(
     name: str | Path, folder: Path, ranking_stage: bool | None = None, **kwargs: Any
 ) -> tuple[nn.Module, Any]:
     architectures = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures")
-    kwargs["use_safetensors"] = True
-    if FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False:
-        model = FusionMatchForImageTextRetrieval.from_pretrained(folder, **kwargs)
-    else:
-        model = AutoModel.from_pretrained(folder, **kwargs)
-        if ranking_stage:
-            model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
+    ranks = FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False
+    auto = FusionMatchForImageTextRetrieval if ranks else AutoModel
+    model, report = auto.from_pretrained(folder, **kwargs, use_safetensors=True, output_loading_info=True)
+    _check_none_missing(name, _missing_weights(model, folder, report["missing_keys"], kwargs))
+    if ranking_stage and not ranks:
+        model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)
     # An adapter made on it notes this name and commit, not the place in the cache; PEFT looks at the model's own.
     model.config.name_or_path = model.name_or_path = str(name)
     model.config._commit_hash = None if Path(name).is_dir() else folder.name
@@ -195,8 +201,30 @@ def _load_checkpoint(
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
+def _missing_weights(model: nn.Module, folder: Path, missing: Collection[str], settings: dict[str, Any]) -> set[str]:
+    """Of what a checkpoint's files did not give to its model, what they should have."""
+    untrained = model.config.untrained_modules
+    found = {name for name in missing if name.removeprefix("fusionmatch.").split(".")[0] not in untrained}
+    if found and settings.keys() & _SETTINGS:
+        # Settings in place of the checkpoint's own may bring parts that it never had.
+        with torch.device("meta"):
+            found &= type(model)(FusionMatchConfig.from_pretrained(folder)).state_dict().keys()
+    return found
+
+
+def _check_none_missing(name: str | Path, missing: Collection[str]) -> None:
+    """Raises where weights are missing: in their place would be random ones, and results that nothing explains."""
+    if missing:
+        shown = ", ".join(f"`{key}`" for key in sorted(missing)[:3])
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise UnsafeFolderError(
+            f"{name} is not whole: its files lack weights that its settings ask for, {shown}{more}. Save, copy or "
+            "fetch it again."
+        )
+
+
 def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: Any) -> tuple[nn.Module, Any]:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     config = PeftConfig.from_pretrained(path)
     base_path = config.base_model_name_or_path
@@ -214,20 +242,26 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
                 f"The base of the adapter {name}, {base_path}, is an adapter itself. Merge that one into its base "
                 "(`fusionmatch adapter merge`), and adapt the checkpoint that comes of it."
             )
-        base, processor = _load_checkpoint(base_path, base_folder, **(noted_settings(made_on or {}) | kwargs))
+        loading = noted_settings(made_on or {}) | kwargs
+        base, processor = _load_checkpoint(base_path, base_folder, **loading)
     except OSError as error:
         raise OSError(
             f"The base of the adapter {name} cannot be loaded. {error} If it lies elsewhere, put its path or Hub name "
             "as `base_model_name_or_path` into `adapter_config.json`."
         ) from error
     if made_on is not None:
-        found = fingerprint(base)
-        if made_on["dtype"] != precision(base) and "," in made_on["dtype"] + precision(base):
+        compared, noted = base, getattr(torch, made_on["dtype"].removeprefix("torch."), None)
+        if made_on["dtype"] != precision(base) and isinstance(noted, torch.dtype):
+            # In another precision the same base has other bytes, so it is read once more for them.
+            loading = {key: value for key, value in loading.items() if key not in _PLACING} | {"dtype": noted}
+            compared, _ = _load_checkpoint(base_path, base_folder, **loading)
+        found = fingerprint(compared)
+        if made_on["dtype"] != precision(compared):
             logger.warning(
                 f"The adapter {name} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
-                f"{precision(base)}: whether the two are the same base cannot be told."
+                f"{precision(compared)}: whether the two are the same base cannot be told."
             )
-        if made_on["fingerprint"] != found and made_on["dtype"] == precision(base):
+        elif made_on["fingerprint"] != found:
             raise ValueError(
                 f"The adapter {name} was made on a base with the fingerprint {made_on['fingerprint']}, but "
                 f"{base_path} has {found}. "
@@ -235,7 +269,18 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
             )
     if (path / "processor_config.json").is_file():
         processor = AutoProcessor.from_pretrained(path)
-    model = PeftModel.from_pretrained(base, path).eval()
+    try:
+        with warnings.catch_warnings():
+            # What is missing is an error here.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            model = PeftModel.from_pretrained(base, path).eval()
+        # Embeddings that were not changed are no part of an adapter; to find out, PEFT would ask the Hub.
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    except KeyError as error:
+        # PEFT looks up the weights of modules that an adapter carries whole.
+        expected = set(error.args)
+    with safe_open(path / ADAPTER_WEIGHTS_FILE, "pt") as weights:
+        _check_none_missing(name, expected - set(weights.keys()))
     # Modules that the adapter carries whole are trained now; merged, the model must not count as fresh.
     carried = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
     base.config.untrained_modules = [name for name in base.config.untrained_modules if name not in carried]

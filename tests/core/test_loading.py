@@ -16,12 +16,14 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -39,6 +41,9 @@ from transformers import (
 
 import fusionmatch
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchProcessor
+from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
+from fusionmatch.repository import UnsafeFolderError
+from fusionmatch.training import lora_config
 
 from .tiny import perturb, tiny_inputs, tiny_model, tiny_processor, tower_config
 
@@ -184,6 +189,91 @@ class TestRefusals:
     def test_dual_encoder_points_to_its_loader(self, encoders):
         with pytest.raises(ValueError, match="from_dual_encoder_pretrained"):
             FusionMatchConfig.from_pretrained(encoders / "clip")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, and an adapter on it that carries a head whole."""
+    folder = tmp_path_factory.mktemp("models")
+    base = tiny_model()
+    base.config.untrained_modules = ["text_head"]
+    base.save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
+    model, _ = load_pretrained(folder / "base")
+    adapted = get_peft_model(model, lora_config(model))
+    perturb(adapted)
+    adapted.save_pretrained(folder / "adapter")
+    write_fingerprint(
+        folder / "adapter", str(folder / "base"), fingerprint(load_pretrained(folder / "base")[0]), "torch.float32"
+    )
+    return folder
+
+
+def rewrite(path, change):
+    """A file of weights with other names; what `change` gives no name to is left out."""
+    weights = {change(name): tensor for name, tensor in load_file(path).items()}
+    save_file({name: tensor for name, tensor in weights.items() if name}, path, {"format": "pt"})
+
+
+class TestWeightsThatAreMissing:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda name: f"renamed.{name}", " more"),
+            (lambda name: None if name.startswith("vision_head.fc1") else name, "`vision_head.fc1.weight`"),
+        ],
+        ids=["renamed", "one layer"],
+    )
+    def test_of_a_checkpoint(self, change, words, models, tmp_path):
+        folder = shutil.copytree(models / "base", tmp_path / "base")
+        rewrite(folder / "model.safetensors", change)
+        with pytest.raises(UnsafeFolderError, match="is not whole: its files lack weights") as error:
+            load_pretrained(folder)
+        assert words in str(error.value)
+
+    def test_of_a_ranking_stage(self, models, tmp_path):
+        ranking, processor = load_pretrained(models / "base", ranking_stage=True)
+        ranking.config.untrained_modules = []
+        ranking.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        load_pretrained(tmp_path)
+        rewrite(tmp_path / "model.safetensors", lambda name: None if name.startswith("ranker.fc1") else name)
+        with pytest.raises(UnsafeFolderError, match=r"`ranker\.fc1\.bias`, `ranker\.fc1\.weight`"):
+            load_pretrained(tmp_path)
+        load_pretrained(tmp_path, ranking_stage=False)
+
+    def test_of_what_is_untrained_or_was_asked_for_are_no_fault(self, models, tmp_path):
+        folder = shutil.copytree(models / "base", tmp_path / "base")
+        rewrite(folder / "model.safetensors", lambda name: None if name.startswith("text_head") else name)
+        load_pretrained(folder)
+        model, _ = load_pretrained(folder, logit_bias_init_value=-10.0)
+        assert model.similarity.logit_bias.tolist() == [-10]
+        rewrite(folder / "model.safetensors", lambda name: None if name == "similarity.logit_scale" else name)
+        with pytest.raises(UnsafeFolderError, match=r"`similarity\.logit_scale`"):
+            load_pretrained(folder, logit_bias_init_value=-10.0)
+
+    @pytest.mark.parametrize("part", ["lora_B", "text_head"])
+    def test_of_an_adapter(self, part, models, tmp_path):
+        folder = shutil.copytree(models / "adapter", tmp_path / "adapter")
+        load_pretrained(folder)
+        rewrite(folder / "adapter_model.safetensors", lambda name: None if part in name else name)
+        with pytest.raises(UnsafeFolderError, match=f"adapter is not whole: its files lack weights.*{part}"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_adapter_on_a_base_that_changed_in_any_precision(dtype, models, tmp_path):
+    folder = shutil.copytree(models / "adapter", tmp_path / "adapter")
+    changed = shutil.copytree(models / "base", tmp_path / "base")
+    for file in ("adapter_config.json", "fusionmatch_base.json"):
+        content = json.loads((folder / file).read_text()) | {"base_model_name_or_path": str(changed)}
+        (folder / file).write_text(json.dumps(content))
+    loading = {} if dtype is None else {"dtype": dtype}
+    model, _ = load_pretrained(folder, **loading)
+    assert model.dtype == (dtype or torch.float32)
+    tiny_model(seed=5).save_pretrained(changed)
+    with pytest.raises(ValueError, match="was made on a base with the fingerprint"):
+        load_pretrained(folder, **loading)
 
 
 class TestFromVisionText:
