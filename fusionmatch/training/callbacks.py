@@ -47,7 +47,8 @@ class Clock(TrainerCallback):
     Seconds that a training took, those before it was gone on with among them; checkpoints keep them.
 
     Args:
-        before (`float`): Seconds up to the checkpoint that the training goes on from.
+        before (`float`): Seconds before the first step: of what was prepared, and up to the checkpoint that the
+            training goes on from.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Clock(TrainerCallback):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on with the seconds of a checkpoint."""
-        self.before = state["seconds"].item()
+        self.before += state["seconds"].item()
 
 
 class RetrievalProgressCallback(ProgressCallback):
@@ -147,5 +148,15 @@ class LossLog(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         # A resumed training does the steps after its checkpoint once more.
-        kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for line in lines if _step(line) < state.global_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _step(line: str) -> float:
+    """The step of a line; none that any training comes to where a crash or a full disk left half a line."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

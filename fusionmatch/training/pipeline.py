@@ -35,6 +35,7 @@ from .adapters import describe_trainable
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import LossLog
 from .checkpoints import SPARE_BYTES, check_room, last_whole_checkpoint
+from .guards import TrainingStoppedError
 from .trainer import FusionMatchTrainer
 from .unpaired import PartlyPairedDataset
 
@@ -57,7 +58,7 @@ class FitResult:
         trainable (`list[tuple[str, int, int]]`):
             Part of the model, trainable parameters, all parameters.
         seconds (`float`):
-            Duration of the training, evaluation on the validation split included.
+            Duration of the training, tower features and evaluation on the validation split included.
         trainer ([`FusionMatchTrainer`]):
             The trainer, holding the trained model.
     """
@@ -78,39 +79,84 @@ METRICS_FILE = "metrics.json"
 # What was found for each query of the test split, of the base and of the trained model.
 QUERIES_FILE, QUERIES_BEFORE_FILE = "queries.parquet", "queries_before.parquet"
 
+# In the run file, beside what must stay as it is: what may change when a run is gone on with, and why it was stopped.
+_MAY_CHANGE, _STOPPED = ("seed", "batch_size", "learning_rate"), "stopped"
+# PEFT fills these in itself, and the base has its fingerprint.
+_OF_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
+
 
 def _run_key(
     model: FusionMatchModel,
     splits: datasets.DatasetDict,
+    args: FusionMatchTrainingArguments,
     peft_config: Any,
     unpaired_texts: datasets.Dataset | None,
-) -> dict[str, str]:
-    """What a run has to have in common with one that it goes on from."""
+) -> dict[str, Any]:
+    """
+    What a run has to have in common with one that it goes on from: without it neither the weights of a checkpoint nor
+    the state of its optimizer would fit. What may change (`_MAY_CHANGE`) is there as well.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(splits):
         columns = (splits[name]["product"], splits[name]["texts"])
         digest.update(json.dumps([name, *(list(column) for column in columns)], ensure_ascii=False).encode())
     if unpaired_texts is not None:
         digest.update(json.dumps(list(unpaired_texts["text"]), ensure_ascii=False).encode())
-    return {
+    if peft_config is None:
+        parts = {f"trained weights in {name}": count for name, count, _ in describe_trainable(model)}
+    else:
+        parts = {f"adapter's {name}": value for name, value in peft_config.to_dict().items() if name not in _OF_PEFT}
+    key = {
         "trains": "weights" if peft_config is None else "an adapter",
         "base": fingerprint(model),
         "catalogue": digest.hexdigest(),
+        **parts,
+        "loss_components": args.loss_components,
+        "loss_weighting": args.loss_weighting,
+        "optim": args.optim,
+        "own rate of the towers": args.tower_learning_rate is not None,
+        "seed": args.seed,
+        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "learning_rate": args.learning_rate,
     }
+    # As it will be read again; PEFT keeps sets, in no order.
+    return json.loads(json.dumps(key, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
-def _check_run(folder: Path, key: dict[str, str]) -> None:
-    """Raises where the run in a folder is one of another base, catalogue or kind."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    # A run that is killed here leaves the file as it was.
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _check_run(folder: Path, key: dict[str, Any], named: bool) -> dict[str, Any]:
+    """
+    What the run in a folder began with. Raises where it is one of another base, catalogue or kind; and where a guard
+    stopped it, unless a checkpoint was `named`: the last one is of weights that were ruined already.
+    """
+    found = _read(folder / RUN_FILE)
+    if _STOPPED in found and not named:
+        raise ValueError(
+            f"The run in {folder} was stopped, and its last checkpoint is of that training: {found[_STOPPED]} Name "
+            "another `--output_dir` to begin anew, or remove that folder; or name an earlier checkpoint of which you "
+            "know that it is sound (`--resume_from_checkpoint`)."
+        )
+    begun = key | {name: found[name] for name in key if name in found}
     for name, value in key.items():
-        if found.get(name) != value:
+        if begun[name] != value and name in _MAY_CHANGE:
+            kept = " The optimizer keeps the one that it has." if name == "learning_rate" else ""
+            logger.warning(f"The run in {folder} began with `{name}` {begun[name]}, now it is {value}.{kept}")
+        elif begun[name] != value:
             raise ValueError(
-                f"The run in {folder} is another one: its {name} is {found.get(name)}, now it is {value}. Name "
+                f"The run in {folder} is another one: its {name} is {begun[name]}, now it is {value}. Name "
                 "another `--output_dir`, or remove that folder."
             )
+    return begun
 
 
 def check_output_dir(output_dir: str | Path) -> str | None:
@@ -133,7 +179,7 @@ def check_output_dir(output_dir: str | Path) -> str | None:
     others = [
         path.name
         for path in folder.iterdir()
-        if path.name not in leftovers and not path.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if path.name not in leftovers and path.suffix != ".partial" and not path.name.startswith(PREFIX_CHECKPOINT_DIR)
     ]
     if checkpoint is None and others:
         raise ValueError(
@@ -221,18 +267,21 @@ def fit(
             "`--validation_file` and `--test_file`)."
         )
     checkpoint = args.resume_from_checkpoint or check_output_dir(args.output_dir)
+    named = bool(args.resume_from_checkpoint)
     if str(checkpoint).lower() == "true":
-        checkpoint = last_whole_checkpoint(args.output_dir)
-    key = _run_key(model, splits, peft_config, unpaired_texts)
+        checkpoint, named = last_whole_checkpoint(args.output_dir), False
+    key = _run_key(model, splits, args, peft_config, unpaired_texts)
+    folder = Path(args.output_dir)
     # Read now: further checkpoints may push this one out (`save_total_limit`).
     steps_before = _steps(checkpoint) if checkpoint else 0
     if checkpoint:
-        _check_run(Path(args.output_dir), key)
+        key = _check_run(folder, key, named)
         logger.warning(f"Going on from {checkpoint}.")
-    elif args.should_save:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(args.output_dir) / RUN_FILE).write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
+    if args.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / RUN_FILE, key)
 
+    start = time.perf_counter()
     trainer = FusionMatchTrainer(
         model,
         args,
@@ -244,14 +293,21 @@ def fit(
         unpaired_texts=unpaired_texts,
     )
     _check_room(trainer)
+    # The features of the towers were computed; to measure the base is no part of the training.
+    trainer.clock.before = time.perf_counter() - start
     # A fresh adapter changes nothing, so this measures the base.
     before, before_embeddings = _measure(trainer, splits["test"])
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except TrainingStoppedError as error:
+        if args.should_save:
+            _write(folder / RUN_FILE, key | {_STOPPED: str(error)})
+        raise
     seconds = trainer.clock.before + time.perf_counter() - start
-    # Without its metrics the run was stopped after its last step, and is measured now.
-    measured = (Path(args.output_dir) / METRICS_FILE).is_file()
-    if checkpoint and measured and trainer.state.global_step == steps_before:
+    # Without metrics of its last step the run was stopped after it, and is measured now.
+    measured = _read(folder / METRICS_FILE).get("steps")
+    if checkpoint and trainer.state.global_step == steps_before == measured:
         raise ValueError(
             f"The run in {args.output_dir} had already ended, at step {trainer.state.global_step}; nothing was "
             "trained. Raise `--num_train_epochs` or `--max_steps` to go on, or name another `--output_dir`."
@@ -282,11 +338,10 @@ def fit(
                 "pseudo_pairs": (trainer.train_dataset.assigned >= 0).sum().item(),
                 "pseudo_pair_precision": trainer.train_dataset.precision,
             }
-        folder = Path(args.output_dir)
         result.before_queries.save(folder / QUERIES_BEFORE_FILE)
         result.after_queries.save(folder / QUERIES_FILE)
         # Last: it says that the run is whole.
-        (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        _write(folder / METRICS_FILE, metrics)
     return result
 
 

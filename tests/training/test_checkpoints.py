@@ -21,16 +21,20 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
+from fusionmatch import FusionMatchModel
 from fusionmatch.commands import main
-from fusionmatch.training import checkpoints
+from fusionmatch.training import checkpoints, freeze_towers, lora_config, pipeline
+from fusionmatch.training.callbacks import LossLog
 from fusionmatch.training.checkpoints import STATE_FILE, last_whole_checkpoint, what_is_broken
+from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError
 
 from ..core.tiny import tiny_model, tiny_processor
-from .test_trainer import make_trainer
+from .test_trainer import arguments, make_trainer
 
 
 @pytest.fixture
@@ -154,3 +158,116 @@ def test_a_disk_that_fills_up_is_said_in_words(model, splits, processor, tmp_pat
 def test_a_folder_that_cannot_be_written_to(command, capsys):
     assert main([*command, "--output_dir", "/proc/fusionmatch"]) == 1
     assert "`output_dir` /proc/fusionmatch cannot be written to" in capsys.readouterr().err
+
+
+STEPS = {"max_steps": 1, "save_steps": 1, "save_strategy": "steps", "eval_strategy": "no"}
+
+
+@pytest.fixture
+def start(splits, processor, tmp_path):
+    """Begins or goes on with one run."""
+    tiny_model(gate_init_value=0.0).save_pretrained(tmp_path / "base")
+
+    def fit(adapter=None, **settings):
+        model = FusionMatchModel.from_pretrained(tmp_path / "base")
+        args = arguments(tmp_path / "run", **(STEPS | settings))
+        if adapter is None:
+            return pipeline.fit(freeze_towers(model), processor, splits, args)
+        return pipeline.fit(model, processor, splits, args, lora_config(model, **adapter))
+
+    return fit
+
+
+def test_a_run_that_a_guard_stopped_is_not_gone_on_with(start, tmp_path, monkeypatch):
+    check, count = TrainingGuard.check, iter(range(99))
+
+    def stop(guard, *args, **kwargs):
+        if next(count) == 2:
+            raise TrainingStoppedError("The learning rate is too high. Try a tenth of it.")
+
+    monkeypatch.setattr(TrainingGuard, "check", stop)
+    with pytest.raises(TrainingStoppedError):
+        start(max_steps=9, save_total_limit=None)
+    monkeypatch.setattr(TrainingGuard, "check", check)
+    for resume in (None, "True"):
+        with pytest.raises(ValueError, match=r"was stopped.*Try a tenth of it\. Name another `--output_dir`"):
+            start(max_steps=9, resume_from_checkpoint=resume)
+    # One that was named is the user's own choice, and what follows is a run like any other.
+    start(max_steps=2, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    start(max_steps=3)
+
+
+def test_a_run_that_a_guard_stopped_before_its_first_checkpoint_starts_anew(start, monkeypatch):
+    def stop(guard, *args, **kwargs):
+        raise TrainingStoppedError("The learning rate is too high.")
+
+    with monkeypatch.context() as patched, pytest.raises(TrainingStoppedError):
+        patched.setattr(TrainingGuard, "check", stop)
+        start()
+    assert start().after["rsum"] > 0
+
+
+def test_what_would_not_fit_a_checkpoint_is_refused_and_what_may_change_is_said(start, caplog):
+    start({"r": 2})
+    for adapter, settings, words in (
+        ({"r": 4}, {}, "its adapter's r is 2, now it is 4"),
+        ({"r": 2, "towers": ()}, {}, "its adapter's target_modules is"),
+        ({"r": 2}, {"loss_components": ["fused", "instance"]}, r"its loss_components is \['fused'\]"),
+        ({"r": 2}, {"loss_weighting": "uncertainty"}, "its loss_weighting is unit"),
+        ({"r": 2}, {"tower_learning_rate": 1e-4}, "its own rate of the towers is False"),
+        ({"r": 2}, {"optim": "sgd"}, "its optim is adamw"),
+        (None, {}, "its trains is an adapter, now it is weights"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            start(adapter, max_steps=2, **settings)
+    changed = {"seed": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-4}
+    caplog.clear()
+    start({"r": 2}, max_steps=2, **changed)
+    for words in ("`seed` 42, now it is 3", "`batch_size` 16, now it is 8", "`learning_rate` 0.01, now it is 0.0001"):
+        assert words in caplog.text
+    caplog.clear()
+    start({"r": 2}, max_steps=3)
+    assert "began with" not in caplog.text
+
+
+def test_a_longer_run_that_was_killed_after_its_last_step_is_measured(start, tmp_path, monkeypatch):
+    start(max_steps=3)
+    measure, count = pipeline._measure, iter(range(9))
+
+    def killed(*args):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pipeline, "_measure", killed)
+        start(max_steps=6)
+    start(max_steps=6)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
+    with pytest.raises(ValueError, match="had already ended, at step 6"):
+        start(max_steps=6)
+
+
+def test_the_time_counts_what_is_prepared_and_not_the_measuring(start, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def taking(seconds, function):
+        def slow(*args, **kwargs):
+            clock.now += seconds
+            return function(*args, **kwargs)
+
+        return slow
+
+    monkeypatch.setattr(pipeline, "FusionMatchTrainer", taking(10, pipeline.FusionMatchTrainer))
+    monkeypatch.setattr(pipeline, "_measure", taking(1000, pipeline._measure))
+    assert start().seconds == 10
+
+
+def test_half_a_line_of_the_losses_is_left_out(tmp_path):
+    path = tmp_path / LossLog.FILE
+    lines = [json.dumps({"step": step, "fused": 2.0}) for step in range(4)]
+    path.write_text("\n".join([lines[0], lines[1][:12] + lines[2], lines[1], lines[3], lines[2][:9]]))
+    LossLog(path).on_train_begin(None, SimpleNamespace(global_step=3), None)
+    assert path.read_text() == f"{lines[0]}\n{lines[1]}\n"
+    assert list(tmp_path.iterdir()) == [path]
