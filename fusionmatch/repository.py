@@ -25,6 +25,7 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
+    DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -50,6 +51,10 @@ SETTINGS_PATTERNS = (
     *(CONFIG_FILE, ADAPTER_FILE, FINGERPRINT_FILE, "model*.safetensors.index.json"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
+    # Vocabularies of single families: PhoBERT, LUKE, Marian, ...
+    *("bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "entity_vocab.json", "normalizer.json"),
+    *("prophetnet.tokenizer", "*.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"),
+    *("word_pronunciation.json", "word_shape.json"),
     "calibration.json",
 )
 WEIGHTS_PATTERNS = ("model*.safetensors", ADAPTER_WEIGHTS_FILE)
@@ -65,6 +70,7 @@ _KINDS = {
     ADAPTER_FILE: {"base_model_name_or_path": str | None, "revision": str | None, "auto_mapping": dict | None},
     FINGERPRINT_FILE: {"fingerprint": str, "dtype": str, "settings": dict | None},
 }
+_DEEPEST = 50
 _OUR_MODELS = ("FusionMatchModel", "FusionMatchForImageTextRetrieval")
 
 
@@ -91,16 +97,22 @@ def fetch(name_or_path: str | Path, patterns: Sequence[str], **hub: Any) -> Path
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
-    with worded_hub_errors(str(name_or_path)):
+    with worded_hub_errors(str(name_or_path), reading=True):
         return Path(
             snapshot_download(str(name_or_path), allow_patterns=list(patterns), ignore_patterns=["*/*"], **hub)
         )
 
 
 @contextmanager
-def worded_hub_errors(repo: str) -> Iterator[None]:
+def worded_hub_errors(repo: str, *, reading: bool = False) -> Iterator[None]:
     """
     Turns what goes wrong between here and a Hub repository into one line that says what to do about it.
+
+    Args:
+        repo (`str`):
+            Name of the repository, or what was taken for one.
+        reading (`bool`, *optional*, defaults to `False`):
+            Whether it is only read from, so that what the token lacks is no right to write.
 
     Raises:
         `FileNotFoundError`: `repo` is no name that the Hub could have.
@@ -111,13 +123,13 @@ def worded_hub_errors(repo: str) -> Iterator[None]:
     except HFValidationError as error:
         raise FileNotFoundError(f"There is no folder {repo}, and it is no Hub name (`user/name`).") from error
     except (HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, LocalTokenNotFoundError) as error:
-        raise OSError(_words(error, repo)) from error
+        raise OSError(_words(error, repo, reading)) from error
     except (RuntimeError, XetDownloadError) as error:
         # What went wrong with a large file, which is often the cause of this one.
-        raise OSError(_words(error.__cause__ or error, repo)) from error
+        raise OSError(_words(error.__cause__ or error, repo, reading)) from error
 
 
-def _words(error: BaseException, repo: str) -> str:
+def _words(error: BaseException, repo: str, reading: bool) -> str:
     # What made the cache the last resort says more than that the cache has nothing.
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, (HTTPError, OfflineModeIsEnabled)):
         error = error.__cause__
@@ -148,6 +160,13 @@ def _words(error: BaseException, repo: str) -> str:
         return (
             f"There is no folder {repo} and no such repository on the Hub ({status}), or it is private and the token "
             "may not see it. Look at the name; log in with `hf auth login`, or set HF_TOKEN."
+        )
+    if isinstance(error, DisabledRepoError):
+        return f"The Hub has disabled {repo} ({status}), for everybody. {page} may say why; use another repository."
+    if status == 403 and reading:
+        return (
+            f"The token may not read {repo} (403). Give it the right to read there ({constants.ENDPOINT}/settings/"
+            "tokens), or use another one (HF_TOKEN)."
         )
     if status == 403:
         return (
@@ -213,12 +232,21 @@ def check_settings(folder: str | Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsafeFolderError(
-            f"{path} is not JSON ({error}), so it is not whole. Save or fetch it again."
+            f"{path} is not JSON that can be read ({error}), so it is not whole. Save or fetch it again."
         ) from error
     if not isinstance(content, dict):
         raise UnsafeFolderError(f"{path} holds no mapping but {type(content).__name__}. Save or fetch it again.")
+    # What is parsed can still be too deep for the checks here, and for the copies that transformers makes.
+    level: list[Any] = [content]
+    for _ in range(_DEEPEST):
+        inner = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in inner if isinstance(part, (dict, list))]
+    if level:
+        raise UnsafeFolderError(
+            f"{path} is nested more than {_DEEPEST} deep, as no settings are. Save or fetch it again."
+        )
     return content
 
 

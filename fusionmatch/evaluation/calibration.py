@@ -245,7 +245,7 @@ def load_calibration(folder: str | Path, model: nn.Module) -> dict[str, Calibrat
     The calibrations that lie in a folder; empty where there are none.
 
     Raises:
-        `ValueError`: they were made for a model with other weights.
+        `ValueError`: they were made for a model with other weights, or are no calibrations.
     """
     path = Path(folder) / CALIBRATION_FILE
     if not path.is_file():
@@ -257,4 +257,10 @@ def load_calibration(folder: str | Path, model: nn.Module) -> dict[str, Calibrat
             f"{path} was made for a model with the fingerprint {made_for}, this one has {found}. Calibrate anew "
             "(`fusionmatch calibrate`), or remove that file."
         )
-    return {direction: Calibration(**values) for direction, values in content.items()}
+    try:
+        return {direction: Calibration(**values) for direction, values in content.items()}
+    except TypeError as error:
+        raise ValueError(
+            f"{path} holds no calibrations as this FusionMatch writes them ({error}). Calibrate anew (`fusionmatch "
+            "calibrate`), or remove that file."
+        ) from error

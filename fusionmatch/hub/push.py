@@ -142,9 +142,10 @@ def push_folder(
             Revision of the base; defaults to the one that the adapter was made on, else to the newest.
         private (`bool`, *optional*):
             Whether a repository that is not there yet is made private; by default that of an adapter is. One that is
-            there stays what it is.
+            there stays what it is; `True` is an error where that is public.
         revision (`str`, *optional*):
-            Branch, made on demand; defaults to `main`.
+            Branch, made on demand; defaults to `main`. With `create_pr` the one that the pull request is for, which
+            has to be there.
         commit_message (`str`, *optional*):
             First line of the commit.
         token (`str`, *optional*):
@@ -152,7 +153,8 @@ def push_folder(
         create_pr (`bool`, *optional*, defaults to `False`):
             Whether to open a pull request in place of a commit to the branch.
         include_report (`bool`, *optional*, defaults to `False`):
-            Whether `report.html`, which shows texts and pictures of the catalogue, goes as well.
+            Whether `report.html`, which shows texts and pictures of the catalogue, goes as well. Without it, one that
+            an earlier push left on the Hub is taken away.
         include_code (`bool`, *optional*, defaults to `False`):
             Whether the files of the model's own classes go along with a checkpoint, so that transformers loads it with
             `trust_remote_code=True` where FusionMatch is not installed. With FusionMatch they are never looked at.
@@ -166,7 +168,7 @@ def push_folder(
     Raises:
         `FileNotFoundError`: the folder has neither a checkpoint nor an adapter.
         `ValueError`: the base of an adapter is not on the Hub, or has other weights, or the repository holds a
-            checkpoint and this is an adapter, or the other way round.
+            checkpoint and this is an adapter, or the other way round, or it is public and should be private.
         [`~fusionmatch.repository.UnsafeFolderError`]: the folder is not whole, or holds what the Hub should not.
         `OSError`: the Hub refuses it; the message says why and what to do.
     """
@@ -192,21 +194,25 @@ def push_folder(
     api = HfApi(token=token, library_name="fusionmatch")
     with worded_hub_errors(repo_id):
         # Without a word, what is made of a checkpoint is what the organisation makes of all of its repositories.
-        private = True if private is None and adapter else private
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        made_private = True if private is None and adapter else private
+        repo_id = api.create_repo(repo_id, private=made_private, exist_ok=True).repo_id
         if REPOCARD_NAME in files:
             card = files[REPOCARD_NAME].read_text(encoding="utf-8")
             contents[REPOCARD_NAME] = card_for_hub(card, repo_id, base).encode()
-        branch = None if create_pr else revision
-        if branch is not None and branch != DEFAULT_REVISION and not branch.startswith("refs/"):
-            api.create_branch(repo_id, branch=branch, exist_ok=True)
-        there = api.repo_info(repo_id, revision=branch)
+        there = api.repo_info(repo_id)
+        if made_private and not there.private:
+            _check_public(repo_id, private)
+        if revision is not None and revision != DEFAULT_REVISION:
+            if not create_pr and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            there = api.repo_info(repo_id, revision=revision)
         # Shards of another number, a tokenizer of another kind: what a push before left would be read with this one.
         names = [sibling.rfilename for sibling in there.siblings or ()]
         _check_kind(repo_id, names, adapter)
         gone = [name for name in names if name not in contents]
         # None of the folder of another checkpoint, each of which is one of its own.
-        stale = [name for name in gone if _fits(name, _MODEL_PATTERNS) or name.split("/")[0] == resume_path]
+        old = (*_MODEL_PATTERNS, REPORT_FILE)
+        stale = [name for name in gone if _fits(name, old) or name.split("/")[0] == resume_path]
         commit = api.create_commit(
             repo_id,
             [
@@ -214,7 +220,7 @@ def push_folder(
                 *(CommitOperationDelete(name) for name in stale),
             ],
             commit_message=commit_message or f"Upload {'adapter' if adapter else 'model'}",
-            revision=branch,
+            revision=revision,
             create_pr=create_pr,
             # Two who push at once: the second is told, in place of mixing with the first.
             parent_commit=there.sha,
@@ -336,6 +342,16 @@ def _state_for_hub(folder: Path) -> dict[str, Path | bytes]:
     return going
 
 
+def _check_public(repo_id: str, private: bool | None) -> None:
+    """Raises where a public repository was asked to be private, and warns where an adapter's would have been."""
+    if private:
+        raise ValueError(
+            f"{repo_id} is public already, and `private=True` (`--private True`) makes new repositories private only. "
+            "Make it private in its settings on the Hub, push under another name, or leave `private` out."
+        )
+    logger.warning_once(f"{repo_id} is public, so everybody can read this adapter and its card.")
+
+
 def _check_kind(repo_id: str, names: list[str], adapter: bool) -> None:
     """Raises where what is pushed would take the place of something of the other kind."""
     there = ADAPTER_FILE if ADAPTER_FILE in names else CONFIG_FILE
@@ -393,7 +409,7 @@ def check_base(base_model: str, note: dict[str, Any], token: str | None = None, 
     if Path(base_model).exists() or not HUB_NAME.fullmatch(base_model):
         raise ValueError(f"`base_model` must be the name of the base on the Hub (`user/name`), got {base_model!r}.")
     if revision is None or not REGEX_COMMIT_HASH.fullmatch(revision):
-        with worded_hub_errors(base_model):
+        with worded_hub_errors(base_model, reading=True):
             revision = HfApi(token=token).repo_info(base_model, revision=revision).sha
     found = _fingerprint_of(base_model, revision, note["dtype"], json.dumps(noted_settings(note)), token)
     if found is None:

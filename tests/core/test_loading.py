@@ -13,9 +13,11 @@
 # limitations under the License.
 """Saving and loading: every weight comes back, in another process too, and what cannot be loaded says why."""
 
+import ast
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -41,8 +44,9 @@ from transformers import (
 
 import fusionmatch
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchProcessor
+from fusionmatch.evaluation.calibration import load_calibration
 from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
-from fusionmatch.repository import UnsafeFolderError
+from fusionmatch.repository import SETTINGS_PATTERNS, UnsafeFolderError
 from fusionmatch.training import lora_config
 
 from .tiny import perturb, tiny_inputs, tiny_model, tiny_processor, tower_config
@@ -259,6 +263,38 @@ class TestWeightsThatAreMissing:
         rewrite(folder / "adapter_model.safetensors", lambda name: None if part in name else name)
         with pytest.raises(UnsafeFolderError, match=f"adapter is not whole: its files lack weights.*{part}"):
             load_pretrained(folder)
+
+
+@pytest.mark.parametrize("depth", [60, 700, 100_000])
+@pytest.mark.parametrize(
+    ("name", "opens", "closes"), [("config.json", '{"a": ', "}"), ("tokenizer_config.json", "[", "]")]
+)
+def test_settings_that_are_nested_too_deep(name, opens, closes, depth, models, tmp_path):
+    folder = shutil.copytree(models / "base", tmp_path / "base")
+    settings = (folder / name).read_text().rstrip().removesuffix("}")
+    (folder / name).write_text(f'{settings}, "deep": {opens * depth}1{closes * depth}}}')
+    with pytest.raises(UnsafeFolderError, match=rf"{name} is (nested more than 50 deep|not JSON that can be read)"):
+        load_pretrained(folder)
+
+
+def test_a_calibration_of_another_kind_is_worded(tmp_path):
+    model = tiny_model()
+    for values in ({"score": 1.0, "slope": 2.0}, [1.0], 3):
+        content = {"t2i": values, "model_fingerprint": fingerprint(model, with_adapter=True)}
+        (tmp_path / "calibration.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"calibration\.json holds no calibrations .* Calibrate anew"):
+            load_calibration(tmp_path, model)
+
+
+def test_the_names_of_all_of_transformers_vocabularies_are_fetched():
+    names = set()
+    for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        found = re.search(
+            r"^VOCAB_FILES_NAMES = (\{.*?\})", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+        names |= set(ast.literal_eval(found[1]).values()) if found else set()
+    assert {"bpe.codes", "entity_vocab.json", "source.spm", "tokenizer.json"} <= names
+    assert [name for name in sorted(names) if not any(Path(name).match(each) for each in SETTINGS_PATTERNS)] == []
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -394,6 +394,11 @@ def test_loading_by_name_says_what_to_do(client, hub, base, since):
     hub.create("meta/down").commit("main", "model", "meta", files)
     hub.faults.append(Fault("GET /api/models/meta/down", 503, times=9))
     refuses(client, "meta/down", "troubles of its own (503)")
+    hub.faults[:] = [Fault("GET /api/models/meta/down", 403, times=9)]
+    refuses(client, "meta/down", "may not read meta/down (403)", "settings/tokens")
+    disabled = {"X-Error-Message": "Access to this resource is disabled."}
+    hub.faults[:] = [Fault("GET /api/models/meta/down", 403, disabled, times=9)]
+    refuses(client, "meta/down", "has disabled meta/down (403)")
 
 
 def test_pickles_and_code_are_not_even_fetched(client, hub, base, since):
@@ -498,6 +503,30 @@ def test_branches_pull_requests_and_the_report(client, hub, adapter, base_on_hub
     assert asked.wait() == 0, asked.text
     assert "/discussions/" in asked.text
     assert hub.files("acme/report") == {}
+    # A pull request is for the branch that is named, and a report that does not go again does not stay there.
+    options = ["--base_model", base_on_hub, "--create_pr", "True", "--revision", "draft"]
+    asked = client.command("push", adapter, "acme/report", *options)
+    assert asked.wait() == 0, asked.text
+    request = f"refs/pr/{asked.text.split('/discussions/')[1].split()[0]}"
+    assert hub.files("acme/report", request).keys() == ADAPTER
+    fails(client.command("push", adapter, "acme/report", *options[:-1], "no-such"), "no such revision")
+    assert hub.repositories["models", "acme/report"].branches.keys().isdisjoint({"no-such"})
+
+
+def test_what_should_be_private_does_not_go_where_everybody_sees_it(client, hub, base, adapter, base_on_hub):
+    hub.create("acme/open")
+    fails(
+        client.command("push", base, "acme/open", "--private", "True"), "acme/open is public already", "another name"
+    )
+    branch = ["--private", "True", "--revision", "draft"]
+    fails(client.command("push", base, "acme/open", *branch), "acme/open is public already")
+    assert hub.repositories["models", "acme/open"].branches.keys() == {"main"}
+    assert hub.files("acme/open") == {}
+    # By default an adapter's would be private, which nobody asked for.
+    pushed = client.command("push", adapter, "acme/open", "--base_model", base_on_hub)
+    assert pushed.wait() == 0, pushed.text
+    assert "acme/open is public, so everybody can read" in pushed.text
+    assert "acme/open (public)" in pushed.text
 
 
 def test_transformers_own_pushes(client, base, tmp_path):
