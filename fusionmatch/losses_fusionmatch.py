@@ -154,9 +154,11 @@ def triplet_loss(
             # Without a negative in its row a pair has no rival: the hinge of minus infinity is 0.
             hinges = (margin - similarities + rival).clamp(min=0)
             return _mean_where(hinges, positives)
-        hinges = (margin - similarities[:, :, None] + similarities[:, None, :]).clamp(min=0)
-        mean = torch.where(negatives[:, None, :], hinges, 0).sum(dim=2) / negatives.sum(dim=1, keepdim=True).clamp(1)
-        return _mean_where(mean, positives)
+        # Of the positive pairs alone: with several texts a picture, all pairs by all negatives would fill the memory.
+        row, column = positives.nonzero(as_tuple=True)
+        hinges = (margin - similarities[row, column, None] + similarities[row]).clamp(min=0)
+        mean = torch.where(negatives[row], hinges, 0).sum(dim=1) / negatives[row].sum(dim=1).clamp(min=1)
+        return mean.sum() / max(1, len(row))
 
     return one_way(similarities, positives, negatives) + one_way(similarities.t(), positives.t(), negatives.t())
 
@@ -238,11 +240,18 @@ def concept_divergence(
         entropy = count.clamp(min=1).log()
         return _mean_where(-torch.where(labels, log_probs, 0).sum(dim=1) / count.clamp(min=1) - entropy, count > 0)
 
+    if (text_labels is None) != (image_labels is None):
+        raise ValueError("Labels were given for one side alone; the concepts of both are tied to them, or of none.")
+    if text_concepts.shape[-1] != image_concepts.shape[-1]:
+        raise ValueError(
+            f"Texts have {text_concepts.shape[-1]} concepts and images {image_concepts.shape[-1]}; they must be the "
+            "same."
+        )
     loss = one_way(text_concepts, image_concepts, positives)
     if symmetric:
         back = one_way(image_concepts, text_concepts, None if positives is None else positives.t())
         loss = (loss + back) / 2
-    if text_labels is None or image_labels is None:
+    if text_labels is None:
         return loss
     named = (to_labels(text_concepts, text_labels) + to_labels(image_concepts, image_labels)) / 2
     return (1 - label_share) * loss + label_share * named
@@ -295,7 +304,8 @@ def matching_loss(
     negative_of_text = draw((logits.softmax(dim=1) + 1e-6) * negatives)
     columns, negative_text = draw(((logits.softmax(dim=0) + 1e-6) * negatives).t())
     pairs = [(texts, images), negative_of_text, (negative_text, columns)]
-    found = match(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])).float()
+    found = match(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
+    found = found if found.dtype == torch.float64 else found.float()
     right, wrong = found[: len(texts)], found[len(texts) :]
     softplus = nn.functional.softplus
     return (softplus(-right).sum() / max(1, len(right)) + softplus(wrong).sum() / max(1, len(wrong))) / 2
@@ -314,7 +324,7 @@ class ContrastiveLoss(nn.Module):
     citation = ""
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The settings, for model cards and for building the same loss again."""
+        """The settings, from which the same loss is built again."""
         return {}
 
     def extra_repr(self) -> str:
@@ -415,6 +425,70 @@ class ComplementaryContrastiveLoss(ContrastiveLoss):
         return complementary_contrastive_loss(logits, positives, ignored)
 
 
+class ConceptDivergenceLoss(nn.Module):
+    """
+    [`concept_divergence`] as a module.
+
+    Args:
+        symmetric (`bool`, *optional*, defaults to `False`):
+            Whether to take the mean of both directions.
+        label_share (`float`, *optional*, defaults to 0.35):
+            Share of the labels in [0, 1].
+
+    Raises:
+        `ValueError`: a setting outside its range.
+    """
+
+    name = "concept"
+    citation = "Wang et al., Consensus-Aware Visual-Semantic Embedding for Image-Text Matching, arXiv 2007.08883"
+
+    def __init__(self, symmetric: bool = False, label_share: float = 0.35) -> None:
+        super().__init__()
+        if not 0 <= label_share <= 1:
+            raise ValueError(f"`label_share` must lie in [0, 1], got {label_share}.")
+        self.symmetric = symmetric
+        self.label_share = label_share
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, from which the same loss is built again."""
+        return {"symmetric": self.symmetric, "label_share": self.label_share}
+
+    def forward(
+        self,
+        text_concepts: torch.Tensor,
+        image_concepts: torch.Tensor,
+        positives: torch.Tensor | None = None,
+        text_labels: torch.Tensor | None = None,
+        image_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        labels = text_labels, image_labels
+        return concept_divergence(
+            text_concepts, image_concepts, positives, self.symmetric, *labels, label_share=self.label_share
+        )
+
+
+class MatchingLoss(nn.Module):
+    """
+    [`matching_loss`] as a module; negatives are drawn in training, and the likeliest are taken in evaluation.
+    """
+
+    name = "matching"
+    citation = "Li et al., Align before Fuse, arXiv 2107.07651"
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, from which the same loss is built again."""
+        return {}
+
+    def forward(
+        self,
+        logits_per_text: torch.Tensor,
+        match: Callable[[torch.LongTensor, torch.LongTensor], torch.Tensor],
+        positives: torch.Tensor | None = None,
+        ignored: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return matching_loss(logits_per_text, match, positives, self.training, ignored)
+
+
 CONTRASTIVE_LOSSES: dict[str, type[ContrastiveLoss]] = {
     loss.name: loss for loss in (InfoNCELoss, SigmoidLoss, TripletLoss, ComplementaryContrastiveLoss)
 }
@@ -422,8 +496,10 @@ CONTRASTIVE_LOSSES: dict[str, type[ContrastiveLoss]] = {
 __all__ = [
     "CONTRASTIVE_LOSSES",
     "ComplementaryContrastiveLoss",
+    "ConceptDivergenceLoss",
     "ContrastiveLoss",
     "InfoNCELoss",
+    "MatchingLoss",
     "SigmoidLoss",
     "TripletLoss",
     "complementary_contrastive_loss",

@@ -77,7 +77,8 @@ class ConceptBank:
         r"""
         The normalised adjacency of the concepts, (q, q), as CVSE builds it (arXiv 2007.08883, section 3.3, and its
         released code): $P_{ij} = E_{ij} / N_i$ from the counts; smoothed $s^{P - u} - s^{-u}$; 1 where that is at
-        least t; the neighbours of a concept share the weight p; plus the concept itself; $D^{-1/2} A D^{-1/2}$.
+        least t; what a concept j takes from its neighbours i, column j of A, shares the weight p; plus the concept
+        itself; $D^{-1/2} A^T D^{-1/2}$, a row for what each concept takes.
 
         Args:
             base (`float`, *optional*, defaults to 5.0): s of the smoothing.
@@ -91,7 +92,7 @@ class ConceptBank:
         np.fill_diagonal(near, 0)
         adjacency = near * weight / np.maximum(near.sum(axis=0, keepdims=True), 1e-6) + np.eye(len(self))
         root = 1 / np.sqrt(adjacency.sum(axis=1))
-        return root[:, None] * adjacency * root[None, :]
+        return root[:, None] * adjacency.T * root[None, :]
 
     def label(self, dataset: datasets.Dataset, disable_tqdm: bool = False) -> datasets.Dataset:
         """

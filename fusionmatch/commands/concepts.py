@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..catalogue import ConceptBank, build_concepts
 from .arguments import CommandParser, DataArguments, ModelArguments
-from .models import load_model
+from .models import load_base
 
 
 @dataclass
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> None:
         return
     from ..training.concepts import attach_concepts
 
-    model, processor = load_model(model_args)
+    model, processor = load_base(model_args, ranking_stage=False)
     attach_concepts(model, processor, bank).save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     print(

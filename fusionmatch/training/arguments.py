@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from ..losses_fusionmatch import CONTRASTIVE_LOSSES
 from .sampling import SAMPLERS, SAMPLERS_HELP
@@ -200,6 +200,13 @@ class FusionMatchTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be a share in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.lr_floor < 1:
             raise ValueError(f"`lr_floor` must be a share of the peak rate in [0, 1), got {self.lr_floor}.")
+        if self.loss_weights is not None and self.loss_weighting != "fixed":
+            raise ValueError(f"`loss_weights` are for `loss_weighting` fixed, which is {self.loss_weighting!r}.")
+        if (self.lr_floor or self.lr_cycles > 1) and self.lr_scheduler_type != SchedulerType.COSINE:
+            raise ValueError(
+                "`lr_floor` and `lr_cycles` are for `lr_scheduler_type` cosine, which is "
+                f"{SchedulerType(self.lr_scheduler_type).value!r}."
+            )
         # Without evaluation there is no best model to end with; asking for both is TrainingArguments' own error.
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False

@@ -13,19 +13,23 @@
 # limitations under the License.
 """What training minimises: named components of the loss, and their weights."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ContrastiveLoss, concept_divergence
+from ..losses_fusionmatch import CONTRASTIVE_LOSSES, ConceptDivergenceLoss, ContrastiveLoss
 from ..outputs_fusionmatch import FusionMatchOutput
 from .adapters import model_parts, peft_base, trains, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .data import SharedItems
 from .distributed import gather_with_grad, mean_value
 from .weighting import LossWeighting
+
+
+logger = logging.getLogger(__name__)
 
 
 # Component -> the field of a tower's output that it compares; `None` is the final embedding.
@@ -90,8 +94,8 @@ class MatchingObjective(nn.Module):
             The contrastive loss.
         weighting ([`LossWeighting`]):
             Weights of these components.
-        symmetric_concepts (`bool`, *optional*, defaults to `False`):
-            Whether `concept` takes the mean of both directions, not only texts to pictures.
+        divergence ([`~fusionmatch.losses_fusionmatch.ConceptDivergenceLoss`]):
+            The loss `concept`.
         mini_batch_size (`int`, *optional*):
             Pairs that `matching` looks at at a time.
     """
@@ -101,14 +105,14 @@ class MatchingObjective(nn.Module):
         components: Sequence[str],
         contrastive: ContrastiveLoss,
         weighting: LossWeighting,
-        symmetric_concepts: bool = False,
+        divergence: ConceptDivergenceLoss,
         mini_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.components = tuple(components)
         self.contrastive = contrastive
         self.weighting = weighting
-        self.symmetric_concepts = symmetric_concepts
+        self.divergence = divergence
         self.mini_batch_size = mini_batch_size
 
     @classmethod
@@ -145,6 +149,11 @@ class MatchingObjective(nn.Module):
                     "trains would never be used. Add `fused`, or open the gates: `gate_init_value` 0.5 in "
                     "`--config_overrides`, on a base whose fusion was never trained."
                 )
+        if args.contrastive_loss == "sigmoid" and core.similarity.logit_bias is None:
+            logger.warning(
+                "The sigmoid loss calls nearly all pairs negatives and starts far off without a bias: give a fresh "
+                'base `--config_overrides \'{"logit_scale_init_value": 10, "logit_bias_init_value": -10}\'`.'
+            )
         settings = {}
         if args.contrastive_loss == "triplet":
             settings = {"margin": args.triplet_margin, "warmup_steps": args.triplet_warmup_steps}
@@ -153,7 +162,7 @@ class MatchingObjective(nn.Module):
             args.loss_components,
             CONTRASTIVE_LOSSES[args.contrastive_loss](**settings),
             weighting,
-            args.symmetric_concepts,
+            ConceptDivergenceLoss(args.symmetric_concepts),
             args.mini_batch_size,
         )
 
@@ -205,11 +214,10 @@ class MatchingObjective(nn.Module):
                 losses[name] = mean_value(peft_base(model).matching_loss(outputs, *own, self.mini_batch_size))
                 continue
             if name == "concept":
-                losses[name] = concept_divergence(
+                losses[name] = self.divergence(
                     gather_with_grad(texts.concept_log_probs),
                     gather_with_grad(images.concept_log_probs),
                     pairs.positives,
-                    self.symmetric_concepts,
                     *(None if labels is None else gather_with_grad(labels) for labels in (text_labels, image_labels)),
                 )
                 continue

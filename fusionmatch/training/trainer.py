@@ -52,6 +52,8 @@ from .unpaired import MeanTeacher, PartlyPairedDataset, PseudoPairSampler, mutua
 
 logger = logging.get_logger(__name__)
 
+# Learning rate of what `loss_weighting` learns.
+WEIGHTING_RATE = 1e-2
 # Beyond this share of its time a training that waits for data is told so.
 WAITING_SHARE = 0.3
 
@@ -360,7 +362,7 @@ class FusionMatchTrainer(PushingTrainer):
     ) -> None:
         """Chance level for the log; and the guard, which sees the same on all processes, so that all of them stop."""
         name = self.objective.main_component
-        if name == "matching":
+        if name in ("concept", "matching"):  # their chance level is another one than that of the similarities
             return
         texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
         self._last_batch = texts, images, pairs.positives
@@ -461,7 +463,8 @@ class FusionMatchTrainer(PushingTrainer):
             set_tower_rate(optimizer, names, rate)
         learned = [p for p in self.objective.parameters() if p.requires_grad]
         if created and learned:
-            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+            # At the rate of a head they would hardly leave 0 within some hundred steps.
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0, "lr": WEIGHTING_RATE})
             # Trainer clears the gradients of the model; these are not part of it.
             optimizer.register_step_post_hook(lambda *_: self.objective.zero_grad())
         return optimizer

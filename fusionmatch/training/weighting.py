@@ -40,6 +40,8 @@ class LossWeighting(nn.Module):
     | `dwa` | softmax of $\bar L_i(w - 1) / \bar L_i(w - 2) / T$ over windows w of steps | arXiv 1803.10704 |
     | `cov` | standard deviation by mean of $L_i / \bar L_i$, so far | arXiv 2009.01717 |
 
+    Ratios (`relative`, `relative_first`, `dwa`, `cov`) count up to 3: a loss that rises from 0 silences no other.
+
     arXiv 2412.19184 says that weights follow "the loss value itself" and no formula could be had; hence its readings.
 
     The state (running means, learned values, step) is in `state_dict()` and makes a resumed training go on bit for
@@ -148,7 +150,7 @@ class LossWeighting(nn.Module):
         return total, dict(zip(self.names, weights.tolist(), strict=True))
 
     def _weights(self, values: torch.Tensor) -> torch.Tensor:
-        # A component at 0 has nothing more to learn: without a floor `inverse` would give it all the weight.
+        # A component at 0 has nothing more to learn: without a floor `inverse` would divide by it.
         floored = values.clamp(min=1e-12).maximum(_FLOOR * values.mean())
         raw = SCHEMES[self.scheme](self, floored)
         return raw * (len(raw) / raw.sum())
@@ -172,10 +174,14 @@ class LossWeighting(nn.Module):
         return 1 / values
 
     def _relative(self, values: torch.Tensor) -> torch.Tensor:
-        return values / self.mean.maximum(_FLOOR * values.mean()) if self.step > 0 else torch.ones_like(values)
+        return self._ratio(values, self.mean.maximum(_FLOOR * values.mean()))
 
     def _relative_first(self, values: torch.Tensor) -> torch.Tensor:
-        return values / self.first.maximum(_FLOOR * self.first.mean()) if self.step > 0 else torch.ones_like(values)
+        return self._ratio(values, self.first.maximum(_FLOOR * self.first.mean()))
+
+    def _ratio(self, values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        ratio = values / before.clamp(min=1e-12)
+        return ratio.clamp(max=_MOST_RATIO) if self.step > 0 else torch.ones_like(values)
 
     def _uncertainty(self, values: torch.Tensor) -> torch.Tensor:
         return (-self.log_variance.double().clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE)).exp()
@@ -184,7 +190,7 @@ class LossWeighting(nn.Module):
         if self.step < 2 * self.window:
             return torch.ones_like(values)
         before, last = self.windows
-        return (last / before.maximum(_FLOOR * before.mean()).clamp(min=1e-12) / self.temperature).softmax(dim=0)
+        return (self._ratio(last, before.maximum(_FLOOR * before.mean())) / self.temperature).softmax(dim=0)
 
     def _cov(self, values: torch.Tensor) -> torch.Tensor:
         if self.step < 3:
@@ -199,7 +205,7 @@ class LossWeighting(nn.Module):
             self.mean.copy_(values)
         elif self.scheme == "cov":
             # Ratio to the mean of all steps before, and its variance by Welford's algorithm.
-            ratio = values / self.mean.clamp(min=1e-12)
+            ratio = (values / self.mean.clamp(min=1e-12)).clamp(max=_MOST_RATIO)
             delta = ratio - self.ratio_mean
             self.ratio_mean += delta / self.step
             self.ratio_square += delta * (ratio - self.ratio_mean)
@@ -215,6 +221,8 @@ class LossWeighting(nn.Module):
 
 # Log-variances beyond would make a weight 20 times that of a component at 0, or a twentieth.
 _MOST_LOG_VARIANCE = 3.0
+# A loss counts at most as that many times its former self: one that rises from 0 is not to silence the others.
+_MOST_RATIO = 3.0
 # Losses count at least as this share of their mean where they are divided by.
 _FLOOR = 1e-3
 

@@ -131,6 +131,9 @@ def test_the_graph_by_hand():
     assert 5 ** (0.5 - 0.02) - 5**-0.02 > 0.3
     diagonal = 1 / 1.25
     assert bank.graph() == approx(np.array([[diagonal, 0.2, 0], [0.2, diagonal, 0], [0, 0, 1]]))
+    # Each b stands beside an a, few a beside a b: a takes from b, which is its neighbour, and not the other way round.
+    rarer = ConceptBank(["a", "b"], ["noun"] * 2, [100, 10], np.array([[100, 10], [10, 10]]), 100)
+    assert rarer.graph() == approx(np.array([[1, 0.25 / 1.25**0.5], [0, 0.8]]))
     # P = 1/10 falls below it: 5^0.08 - 5^-0.02 = 0.17.
     rare = ConceptBank(["a", "b"], ["noun"] * 2, [10, 10], np.array([[10, 1], [1, 10]]), 19)
     assert rare.graph() == approx(np.eye(2))

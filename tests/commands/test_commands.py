@@ -546,3 +546,14 @@ def test_a_fresh_process_without_traceback(tmp_path):
     assert "Traceback" not in run.stderr
     assert "nowhere.csv" in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_concepts_for_an_adapter_and_for_a_ranking_stage(base, adapter, shop, tmp_path, capsys):
+    command = ["concepts", str(shop), "--language", "none", "--attribute_columns", "color", "--min_count", "1"]
+    command += ["--output_file", str(tmp_path / "concepts.json"), "--output_dir", str(tmp_path / "new")]
+    fails(capsys, [*command, "--model_name_or_path", str(adapter)], "is an adapter", "adapter merge")
+    ranked, processor = load_pretrained(base, ranking_stage=True)
+    ranked.save_pretrained(tmp_path / "ranked")
+    processor.save_pretrained(tmp_path / "ranked")
+    assert main([*command, "--model_name_or_path", str(tmp_path / "ranked")]) == 0
+    assert load_pretrained(tmp_path / "new")[0].config.num_concepts > 1

@@ -25,10 +25,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from fusionmatch.losses_fusionmatch import (
     CONTRASTIVE_LOSSES,
+    ConceptDivergenceLoss,
+    MatchingLoss,
     TripletLoss,
     complementary_contrastive_loss,
     concept_divergence,
     infonce_loss,
+    matching_loss,
     sigmoid_loss,
     triplet_loss,
 )
@@ -275,6 +278,85 @@ def test_modules_are_their_functions(name):
     )
     assert type(loss)(**loss.get_config_dict()).get_config_dict() == loss.get_config_dict()
     assert loss.citation and loss.name == name
+
+
+def test_the_mean_of_hinges_takes_no_memory_of_all_triples():
+    scores, positives = table(40, 8), torch.arange(40)[:, None] // 5 == torch.arange(8)[None, :]
+    total = [
+        torch.stack([(0.2 - row[p] + row[n]).clamp(min=0).mean() for p in on.nonzero().flatten()])
+        for table_, on_ in ((scores, positives), (scores.t(), positives.t()))
+        for row, on in zip(table_, on_, strict=True)
+        for n in [~on]
+    ]
+    texts, images = torch.cat(total[:40]), torch.cat(total[40:])
+    assert triplet_loss(scores, positives, hardest=False).item() == approx((texts.mean() + images.mean()).item())
+
+
+class TestMatching:
+    def test_at_chance(self):
+        # 3 positive pairs, 4 + 4 negatives: ln 2 whatever their numbers.
+        loss = matching_loss(table(4), lambda texts, images: torch.zeros(len(texts)), same([0, 1, 2, 2]))
+        assert loss.item() == approx(math.log(2))
+
+    def test_the_hardest_negatives_by_hand(self):
+        logits = torch.tensor([[5.0, 3.0, 1.0], [0.0, 5.0, 2.0], [4.0, 1.0, 5.0]])
+        seen = []
+
+        def match(texts, images):
+            seen.extend(zip(texts.tolist(), images.tolist(), strict=True))
+            return torch.arange(9.0)
+
+        loss = matching_loss(logits, match, sample=False)
+        assert seen == [(0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0), (2, 0), (0, 1), (1, 2)]
+        softplus = torch.nn.functional.softplus
+        expected = (softplus(-torch.arange(3.0)).mean() + softplus(torch.arange(3.0, 9.0)).mean()) / 2
+        assert loss.item() == approx(expected.item())
+
+    @given(st.lists(st.integers(0, 3), min_size=2, max_size=7), st.integers(0, 99))
+    @settings(max_examples=50, deadline=None)
+    def test_no_positive_and_nothing_ignored_is_drawn(self, products, seed):
+        positives = same(products)
+        ignored = torch.rand(positives.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+        drawn = []
+
+        def match(texts, images):
+            drawn.append((texts, images))
+            return torch.zeros(len(texts))
+
+        matching_loss(30 * table(len(products), seed=seed).float(), match, positives, ignored=ignored)
+        ((texts, images),) = drawn
+        count = len(products)  # a positive for each text comes first
+        assert positives[texts[:count], images[:count]].all()
+        assert not (positives | ignored)[texts[count:], images[count:]].any()
+
+    def test_gradcheck(self):
+        odds = table(4).requires_grad_()
+        loss = MatchingLoss().eval()
+        assert torch.autograd.gradcheck(
+            lambda x: loss(table(4, seed=1), lambda t, i: x[t, i].double()), [odds], atol=1e-4
+        )
+
+
+class TestConceptDivergence:
+    def test_gradcheck_with_labels(self):
+        texts, images = table(3, 5).requires_grad_(), table(3, 5, seed=1).requires_grad_()
+        labels = torch.rand(3, 5) < 0.5
+        loss = ConceptDivergenceLoss(symmetric=True, label_share=0.4)
+
+        def divergence(one, other):
+            return loss(one.log_softmax(1), other.log_softmax(1), same([0, 0, 1]), labels, labels)
+
+        assert torch.autograd.gradcheck(divergence, [texts, images])
+        assert ConceptDivergenceLoss(**loss.get_config_dict()).get_config_dict() == loss.get_config_dict()
+
+    def test_what_does_not_fit(self):
+        concepts = table(3, 5).log_softmax(1)
+        with pytest.raises(ValueError, match="for one side alone"):
+            concept_divergence(concepts, concepts, text_labels=torch.ones(3, 5))
+        with pytest.raises(ValueError, match="Texts have 5 concepts and images 4"):
+            concept_divergence(concepts, concepts[:, :4])
+        with pytest.raises(ValueError, match="label_share"):
+            ConceptDivergenceLoss(label_share=2)
 
 
 def test_infonce_is_sentence_transformers_multiple_negatives_ranking_loss():

@@ -29,6 +29,7 @@ from fusionmatch.training import lora_config
 from fusionmatch.training.annealing import annealing_factor
 from fusionmatch.training.concepts import attach_concepts
 from fusionmatch.training.objective import BatchPairs, MatchingObjective
+from fusionmatch.training.trainer import WEIGHTING_RATE
 
 from ..core.tiny import perturb, tiny_concepts, tiny_inputs, tiny_model
 from .test_trainer import arguments, freeze_towers, losses, make_trainer
@@ -187,7 +188,7 @@ def test_learned_weights_are_in_the_optimizer_without_decay(with_concepts, split
     trainer = make_trainer(with_concepts, splits, processor, tmp_path, **settings)
     groups = trainer.create_optimizer().param_groups
     (group,) = [g for g in groups if any(p is trainer.objective.weighting.log_variance for p in g["params"])]
-    assert group["weight_decay"] == 0
+    assert (group["weight_decay"], group["lr"]) == (0, WEIGHTING_RATE)
 
 
 def test_a_broken_component_is_named_with_the_remedy(with_concepts, splits, processor, tmp_path):
@@ -205,6 +206,38 @@ def test_schedule_with_floor_and_restarts(model, splits, processor, tmp_path):
     half = len(rates) // 2
     assert rates[:half] == approx(rates[half:])
     assert rates[half] == approx(1e-2) and min(rates) > 0.25e-2
+
+
+def test_the_schedule_counts_optimizer_steps_where_gradients_accumulate(model, splits, processor, tmp_path):
+    settings = {"gradient_accumulation_steps": 2, "warmup_steps": 2, "max_steps": 6, "lr_floor": 0.1}
+    trainer = make_trainer(model, splits, processor, tmp_path, **settings)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == approx([1e-2 * annealing_factor(step, 6, 2, 0.1) for step in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss_weights": {"fused": 3.0}}, "`loss_weights` are for `loss_weighting` fixed, which is 'unit'"),
+        ({"lr_cycles": 2, "lr_scheduler_type": "linear"}, "for `lr_scheduler_type` cosine, which is 'linear'"),
+        ({"lr_floor": 0.1, "lr_scheduler_type": "constant"}, "for `lr_scheduler_type` cosine"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_an_error(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **wrong)
+
+
+def test_the_concept_loss_alone_has_no_chance_level_of_another(with_concepts, splits, processor, tmp_path, caplog):
+    trainer = make_trainer(with_concepts, splits, processor, tmp_path, loss_components=["concept"])
+    trainer.train()
+    assert not any("chance_concept" in entry for entry in trainer.state.log_history)
+
+
+def test_the_sigmoid_loss_without_a_bias_says_so(model, tmp_path, caplog):
+    MatchingObjective.from_arguments(arguments(tmp_path, contrastive_loss="sigmoid"), model)
+    assert "without a bias" in caplog.text
 
 
 def test_labels_tie_concepts_to_their_words(processor, tmp_path):

@@ -187,6 +187,21 @@ def test_settings_that_do_not_fit(settings, message):
         LossWeighting(**({"names": NAMES} | settings))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "history"),
+    [
+        ("relative", [(1, 1, 1, 0), (1, 1, 1, 0.1)]),
+        ("relative_first", [(1, 1, 1, 0), (1, 1, 1, 0.1)]),
+        ("dwa", [(1, 1, 1, 0)] * 5 + [(1, 1, 1, 0.1)] * 5 + [(1, 1, 1, 1)]),
+        ("cov", [(1, 1, 1, 0), (2, 1, 2, 0.1)] + [(1, 2, 1, 0.1), (2, 1, 2, 0.1)] * 50),
+    ],
+)
+def test_a_component_that_was_0_silences_no_other(scheme, history):
+    settings = {"window": 5} if scheme == "dwa" else {}
+    last = run(weighting(scheme, **settings), history)[-1]
+    assert sum(last) == approx(4) and max(last) < 2.1
+
+
 def test_other_components_are_refused():
     with pytest.raises(ValueError, match="Expected the components"):
         weighting("unit")({"fused": torch.tensor(1.0)})
