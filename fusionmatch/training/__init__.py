@@ -14,7 +14,7 @@
 
 """Training: arguments, trainer, adapters, cached features of frozen towers."""
 
-from .adapters import describe_trainable, freeze_towers, lora_config, unwrap_model
+from .adapters import describe_trainable, embed_mixed_batch, freeze_towers, lora_config, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .features import TowerFeatureCache
 from .guards import TrainingGuard, TrainingStoppedError
@@ -28,6 +28,7 @@ __all__ = [
     "TrainingGuard",
     "TrainingStoppedError",
     "describe_trainable",
+    "embed_mixed_batch",
     "freeze_towers",
     "lora_config",
     "unwrap_model",

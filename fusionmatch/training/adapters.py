@@ -14,9 +14,11 @@
 
 """What trains: frozen towers, LoRA on them, and the modules that an adapter carries whole."""
 
+import contextlib
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from transformers import BitsAndBytesConfig, set_seed
 from ..loading import base_revision
 from ..modeling_fusionmatch import FusionMatchModel
 from ..modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
+from ..outputs_fusionmatch import FusionMatchOutput
 
 
 if TYPE_CHECKING:
@@ -58,6 +61,9 @@ PRESETS = {
 }
 # Of the towers, where all of their weights train; the rate of fresh heads would undo what the towers know.
 FULL_TOWER_LEARNING_RATE = 2e-5
+
+# PEFT's name for the base among the adapters of a batch.
+_BASE = "__base__"
 
 HEAD_MODULES = (
     *("vision_head", "text_head", "vision_fusion", "text_fusion"),
@@ -265,6 +271,67 @@ def lora_config(
         modules_to_save=whole,
         **kwargs,
     )
+
+
+@torch.no_grad()
+def embed_mixed_batch(model: "PeftModel", adapter_names: Sequence[str], **inputs: Any) -> FusionMatchOutput:
+    r"""
+    Embeds a batch whose rows are of several adapters, each row by its own: what `adapter_names` of a `PeftModel` is
+    for, which cannot mix modules that an adapter carries whole (the similarity, and all that was never trained).
+
+    The rows of an adapter go through the model together, in evaluation mode; afterwards the model is as it was.
+
+    Args:
+        model (`PeftModel`):
+            The base with its adapters.
+        adapter_names (`Sequence[str]`):
+            Adapter of each row; `"__base__"`, as in PEFT, for none.
+        inputs (`Any`):
+            Inputs of [`FusionMatchModel`] that have these rows (pictures, texts, or as many of both), and settings.
+
+    Returns:
+        [`FusionMatchOutput`]: `image_embeds` and `text_embeds` of shape `(rows, projection_dim)`, in the order of the
+        rows; no logits, since embeddings of two adapters are not comparable.
+
+    Raises:
+        `ValueError`: there are no rows, an adapter is unknown, or the inputs have another number of rows.
+    """
+    unknown = sorted(set(adapter_names) - {*model.peft_config, _BASE})
+    if unknown or not adapter_names:
+        raise ValueError(
+            f"`adapter_names` names an adapter of the model for each row: {', '.join([*model.peft_config, _BASE])}; "
+            f"got {', '.join(unknown) or 'none'}. Load others with `load_adapter`."
+        )
+    # Pictures as bytes and tower features are not tensors, but hold some.
+    tensors = {name: next(iter(value.values())) if hasattr(value, "part") else value for name, value in inputs.items()}
+    rows = {name: len(value) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if any(count != len(adapter_names) for count in rows.values()):
+        raise ValueError(f"`adapter_names` has {len(adapter_names)} rows, the inputs have {rows}. Name one for each.")
+    was_training, active = model.training, model.active_adapter
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    merged: dict[str, torch.Tensor] = {}
+    model.eval()
+    try:
+        for adapter in dict.fromkeys(adapter_names):
+            own = torch.tensor([row for row, name in enumerate(adapter_names) if name == adapter])
+            part = {
+                name: inputs[name].part(own) if hasattr(inputs[name], "part") else tensors[name][own] for name in rows
+            }
+            if adapter != _BASE:
+                model.set_adapter(adapter, inference_mode=True)
+            with model.disable_adapter() if adapter == _BASE else contextlib.nullcontext():
+                output = model(**(inputs | part))
+            for field in ("image_embeds", "text_embeds"):
+                if field in output:
+                    empty = output[field].new_empty(len(adapter_names), output[field].shape[1])
+                    merged.setdefault(field, empty)[own.to(empty.device)] = output[field]
+    finally:
+        # To change adapters is to freeze and to thaw them.
+        model.set_adapter(active, inference_mode=True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+    return FusionMatchOutput(**merged)
 
 
 def describe_trainable(model: nn.Module) -> list[tuple[str, int, int]]:

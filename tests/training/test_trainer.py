@@ -16,7 +16,7 @@ import time
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -24,7 +24,7 @@ from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainin
 from fusionmatch.commands.fitting import _device_name
 from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
-from fusionmatch.training import describe_trainable, freeze_towers, lora_config
+from fusionmatch.training import describe_trainable, embed_mixed_batch, freeze_towers, lora_config
 from fusionmatch.training.pipeline import check_output_dir, fit
 
 from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
@@ -442,3 +442,38 @@ def test_every_kind_of_device_has_a_name(monkeypatch):
     assert _device_name(torch.device("mps")) == "MPS"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA {device.index}")
     assert _device_name(torch.device("cuda:1")) == "NVIDIA 1"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_batch_of_several_adapters(fresh):
+    base = tiny_model()
+    if fresh:
+        base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
+    config = lora_config(base, r=2, init_lora_weights=False)
+    model = get_peft_model(base, config, adapter_name="one")
+    model.add_adapter("two", lora_config(base, r=2, init_lora_weights=False))
+    perturb(model)
+    model.train()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inputs, names = tiny_inputs(7), ["two", "__base__", "one", "two", "one", "one", "__base__"]
+    found = embed_mixed_batch(model, names, **inputs)
+    assert model.training and model.active_adapter == "one"
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.eval()
+    with torch.no_grad():
+        alone = {}
+        for name in ("one", "two"):
+            model.set_adapter(name)
+            alone[name] = model(**inputs)
+        with model.disable_adapter():
+            alone["__base__"] = model(**inputs)
+    for field in ("image_embeds", "text_embeds"):
+        expected = torch.stack([alone[name][field][row] for row, name in enumerate(names)])
+        torch.testing.assert_close(found[field], expected, atol=1e-6, rtol=0)
+        assert (alone["one"][field] - alone["two"][field]).abs().max() > 1e-3
+    pictures = embed_mixed_batch(model, names, pixel_values=inputs["pixel_values"])
+    assert torch.equal(pictures.image_embeds, found.image_embeds) and pictures.text_embeds is None
+    with pytest.raises(ValueError, match="one, two, __base__; got three"):
+        embed_mixed_batch(model, ["three"] * 7, **inputs)
+    with pytest.raises(ValueError, match=r"has 2 rows, the inputs have .*'pixel_values': 7"):
+        embed_mixed_batch(model, names[:2], **inputs)
