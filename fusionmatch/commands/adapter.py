@@ -21,6 +21,7 @@ from typing import Any
 from ..evaluation.queries import QueryResults, compare
 from ..loading import load_pretrained
 from ..repository import ADAPTER_FILE, FINGERPRINT_FILE
+from ..training.adapters import peft_base
 from ..training.pipeline import QUERIES_FILE
 from .arguments import CommandParser
 
@@ -32,8 +33,11 @@ ACTIONS = ("list", "merge", "compare")
 class AdapterArguments:
     """What is done with which adapters."""
 
-    paths: list[str] = field(metadata={"help": "Adapters; for list also folders that hold some."})
+    paths: list[str] = field(
+        metadata={"help": "Adapters; for list also folders that hold some, for merge a Hub name."}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "merge: folder for the merged checkpoint."})
+    revision: str | None = field(default=None, metadata={"help": "merge: branch, tag or commit of it on the Hub."})
 
 
 def run(argv: list[str]) -> None:
@@ -47,9 +51,11 @@ def run(argv: list[str]) -> None:
     parser = CommandParser(AdapterArguments, "adapter")
     parser.usage = f"fusionmatch adapter {'|'.join(ACTIONS)} PATH... [options]"
     (args,) = parser.parse(["--help"] if action not in ACTIONS else [*paths, *rest[count:]])
-    folders = [folder for path in args.paths for folder in _adapters(Path(path))]
+    # What is merged may lie on the Hub.
+    elsewhere = [path for path in args.paths if action == "merge" and not Path(path).exists()]
+    folders = [folder for path in args.paths if path not in elsewhere for folder in _adapters(Path(path))]
     if action == "merge":
-        _merge(folders, args.output_dir)
+        _merge([*elsewhere, *folders], args.output_dir, args.revision)
     else:
         (_list if action == "list" else _compare)(folders)
 
@@ -82,19 +88,22 @@ def _list(folders: list[Path]) -> None:
         )
 
 
-def _merge(folders: list[Path], output_dir: str | None) -> None:
-    if len(folders) != 1 or output_dir is None:
+def _merge(names: list[str | Path], output_dir: str | None, revision: str | None) -> None:
+    if len(names) != 1 or output_dir is None:
         raise ValueError(
-            f"`merge` takes one adapter and `--output_dir`, got {len(folders)} and {output_dir}. Two adapters of one "
+            f"`merge` takes one adapter and `--output_dir`, got {len(names)} and {output_dir}. Two adapters of one "
             "base stay two: each is loaded by its own folder."
         )
+    (name,) = names
     if Path(output_dir).exists() and any(Path(output_dir).iterdir()):
         raise ValueError(f"The folder {output_dir} is not empty. Name another `--output_dir`.")
-    model, processor = load_pretrained(folders[0])
+    model, processor = load_pretrained(name, revision=revision)
+    if peft_base(model) is model:
+        raise ValueError(f"{name} is a checkpoint and no adapter: there is nothing to merge.")
     model.merge_and_unload(progressbar=True).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     print(
-        f"{output_dir} is the base with {folders[0]} merged in: a checkpoint of its own, to search, to train on or to "
+        f"{output_dir} is the base with {name} merged in: a checkpoint of its own, to search, to train on or to "
         "adapt further."
     )
 

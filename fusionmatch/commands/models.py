@@ -64,9 +64,10 @@ def load_base(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
     """
     model, processor = load_model(args, **loading)
     if peft_base(model) is not model:
+        revision = f" --revision {args.model_revision}" if args.model_revision else ""
         raise ValueError(
             f"`{args.model_name_or_path}` is an adapter. Merge it into its base first (`fusionmatch adapter merge "
-            f"{args.model_name_or_path} --output_dir MERGED`), then go on from the merged checkpoint."
+            f"{args.model_name_or_path}{revision} --output_dir MERGED`), then go on from the merged checkpoint."
         )
     return model, processor
 

@@ -310,6 +310,27 @@ class TestAdapter:
         assert same(tmp_path / "cached", expected)
         assert hub.requests(".", before) == []
 
+    def test_is_merged_by_name_as_the_advice_says(self, adapter_on_hub, base_on_hub, client, hub, adapter, tmp_path):
+        name, head = adapter_on_hub[0], hub.repositories["models", adapter_on_hub[0]].branches["main"]
+        code = """if True:
+            import sys
+            from fusionmatch.commands.arguments import ModelArguments
+            from fusionmatch.commands.models import load_base
+            try:
+                load_base(ModelArguments(sys.argv[1], model_revision=sys.argv[2]))
+            except ValueError as error:
+                print(error)
+        """
+        assert f"`fusionmatch adapter merge {name} --revision {head} --output_dir " in client.run(code, name, head)
+        merge = ("adapter", "merge", name, "--revision", head, "--output_dir")
+        merged = client.command(*merge, tmp_path / "merged")
+        assert merged.wait() == 0, merged.text
+        expected = embeddings(load_pretrained(adapter)[0].merge_and_unload())
+        found = embeddings(load_pretrained(tmp_path / "merged")[0])
+        assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
+        for other, words in ((base_on_hub, "is a checkpoint and no adapter"), ("acme/nothing", "no such repository")):
+            fails(client.command("adapter", "merge", other, "--output_dir", tmp_path / "other"), other, words)
+
     def test_stays_on_the_commit_of_its_base(self, adapter_on_hub, base_on_hub, client, hub, adapter, tmp_path):
         repository = hub.repositories["models", base_on_hub]
         other = tiny_model(seed=8)

@@ -29,7 +29,10 @@ pytestmark = pytest.mark.usefixtures("no_token_anywhere")
 
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "disable_tqdm": True, "use_cpu": True}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-STATE = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "loss_weighting.safetensors"}
+STATE = {
+    *("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+    *("loss_weighting.safetensors", "clock.safetensors"),
+}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "fusionmatch_base.json"} | PROCESSOR
 
 
