@@ -114,6 +114,15 @@ def _compare(folders: list[Path]) -> None:
     missing = [name for name, run in runs.items() if not run]
     if missing:
         raise ValueError(f"No `metrics.json` in {', '.join(missing)}; `fusionmatch adapt` writes it.")
+    notes = {name: _read(Path(name), FINGERPRINT_FILE) for name in runs}
+    # One base has another fingerprint in another precision.
+    bases = {(note.get("dtype"), note["fingerprint"]) for note in notes.values() if "fingerprint" in note}
+    if len(bases) > len({dtype for dtype, _ in bases}):
+        found = ", ".join(f"{name}: {note.get('fingerprint', '-')[:16]}" for name, note in notes.items())
+        raise ValueError(
+            f"These adapters were made on bases with different fingerprints ({found}), so there is no one *before*. "
+            "Compare adapters of one base, or two models of any kind with `fusionmatch evaluate --baseline`."
+        )
     tested = {(run["pictures"]["test"], run["products"]["test"]) for run in runs.values()}
     if len(tested) > 1:
         print("These adapters were tested on splits of different sizes: their numbers say nothing of each other.")

@@ -285,6 +285,9 @@ def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys
     fails(capsys, ["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")], "not empty")
     fails(capsys, ["adapter", "list", str(shop.parent)], "is no adapter")
     fails(capsys, ["adapter", "marge", str(adapter)], "list|merge|compare", "marge")
+    note = json.loads((other / "fusionmatch_base.json").read_text())
+    (other / "fusionmatch_base.json").write_text(json.dumps(note | {"fingerprint": "0" * 64}))
+    fails(capsys, ["adapter", "compare", str(adapter), str(other)], "different fingerprints", "--baseline")
 
 
 def test_search_by_text_and_by_picture(adapter, shop, capsys, tmp_path):
