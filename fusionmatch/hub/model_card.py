@@ -40,6 +40,11 @@ _DIVIDED_BY = ("category", "script")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # As the templates have it: a card is read beside its files first.
 _FROM_FOLDER = 'load_pretrained(".")  # the folder of this card; from elsewhere its path'
+_BASE_NAMED = re.compile(r"(?<=for the image-text matching model )`[^`\n]+`")
+_BASE_SOUGHT = (
+    "The base is looked for where `base_model_name_or_path` in `adapter_config.json` says. "
+    "On another machine, put the\nbase's path or Hub name there."
+)
 
 
 class Measurement(Protocol):
@@ -109,7 +114,9 @@ def write_model_card(
     catalogue_name = ", ".join(dict.fromkeys(map(public_name, paths)))
     on_hub = HUB_NAME.fullmatch(catalogue_name) is not None
     peft_type = adapter.get("peft_type", "")
-    languages = _languages(base)
+    origin = _metadata(base)
+    languages = [origin.language] if isinstance(origin.language, str) else list(origin.language or [])
+    licence = {key: origin[key] for key in ("license", "license_name", "license_link") if origin[key] is not None}
     emissions = _emissions(folder, result.seconds, machine)
     measured = [(label, key) for label, key, _ in ROWS if "rank" not in key]
     data = _card_data(
@@ -121,6 +128,7 @@ def write_model_card(
         metrics=[key for _, key in measured],
         model_name=name,
         eval_results=_eval_results(result.after_queries, catalogue_name, on_hub),
+        **licence,
         **({"co2_eq_emissions": emissions} if emissions else {}),
     )
     products = {split: set(dataset["product"]) for split, dataset in splits.items()}
@@ -165,6 +173,7 @@ def write_model_card(
         # Half the 95 % interval of a share of one half, the widest; queries of one product are not independent.
         uncertainty=f"{98 / math.sqrt(len(products['test'])):.0f}",
         languages=", ".join(languages),
+        licence=licence.get("license_name") or licence.get("license"),
     )
 
 
@@ -223,7 +232,9 @@ def _eval_results(queries: QueryResults, catalogue: str, on_hub: bool) -> list[E
     return whole + [each for part, run in parts for each in results(run, ["rsum"], part)]
 
 
-def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: Sequence[str]) -> Path:
+def write_starter_card(
+    folder: str | Path, encoders: Sequence[str], languages: Sequence[str], licence: str | None = "apache-2.0"
+) -> Path:
     """
     Writes the card of a base whose encoders are pretrained and whose heads are not.
 
@@ -234,6 +245,8 @@ def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: S
             One line of Markdown for each encoder: what it is, where it comes from, its licence.
         languages (`Sequence[str]`):
             ISO 639-1 codes of the languages that the text encoder was trained on.
+        licence (`str`, *optional*, defaults to `"apache-2.0"`):
+            The Hub's name of the licence that holds for all of the encoders; defaults to that of the starter's.
 
     Returns:
         `Path`: the card, `README.md` in the folder.
@@ -241,7 +254,7 @@ def write_starter_card(folder: str | Path, encoders: Sequence[str], languages: S
     return _write(
         Path(folder),
         "base.md",
-        _card_data(languages=languages),
+        _card_data(languages=languages, license=licence),
         # Not the folder's name: a starter is the same wherever it is built.
         name="FusionMatch starter base",
         encoders=encoders,
@@ -263,15 +276,25 @@ def card_for_hub(card: str, repo_id: str, base: str | None = None) -> str:
             Hub name of an adapter's base, which the metadata links to.
 
     Returns:
-        `str`: the card, by which one loads from the Hub.
+        `str`: the card, by which one loads from the Hub. One that was rendered here bears the repository's name in
+        place of the folder's, and an adapter's names the base on the Hub.
     """
     card = card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")')
+    if base is not None:
+        card = _BASE_NAMED.sub(f"`{base}`", card).replace(
+            _BASE_SOUGHT,
+            f"Its base, `{base}`, is fetched from the Hub with it, at the commit in `adapter_config.json`.",
+        )
     content = ModelCard(card, ignore_metadata_errors=True)
+    name, title = repo_id.split("/")[-1], f"# {content.data.model_name}\n"
+    renamed = content.text.lstrip().startswith(title)
     # PEFT tags a card with the base as it was loaded: the path of a folder.
     tags = [tag for tag in content.data.tags or () if not tag.startswith("base_model:")]
-    if base is None and tags == (content.data.tags or []):
+    if base is None and not renamed and tags == (content.data.tags or []):
         return card
     content.data.tags = tags or None
+    if renamed:
+        content.data.model_name, content.text = name, content.text.replace(title, f"# {name}\n", 1)
     if base is not None:
         content.data.base_model, content.data.base_model_relation = base, "adapter"
     return f"{str(content).rstrip()}\n"
@@ -349,13 +372,10 @@ def _emissions(folder: Path, seconds: float, machine: str) -> dict[str, Any]:
     return found | {name: value for name, value in place.items() if value}
 
 
-def _languages(base: str) -> list[str]:
-    """The languages that the card in a base's folder names; none for a base on the Hub, which is not asked."""
+def _metadata(base: str) -> ModelCardData:
+    """Of the card in a base's folder; empty for a base on the Hub, which is not asked."""
     path = Path(base) / REPOCARD_NAME
-    if not path.is_file():
-        return []
-    languages = ModelCard.load(path, ignore_metadata_errors=True).data.language or []
-    return [languages] if isinstance(languages, str) else list(languages)
+    return ModelCard.load(path, ignore_metadata_errors=True).data if path.is_file() else ModelCardData()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -277,6 +277,39 @@ def test_tags_with_the_path_of_the_base_stay_at_home():
         assert ModelCard(found).data.base_model == base
 
 
+def test_on_the_hub_a_card_has_the_names_that_are_there(adapter, base):
+    found = ModelCard(card_for_hub(write(adapter, base).read_text(encoding="utf-8"), "acme/shoes", "acme/start"))
+    text = " ".join(found.text.split())
+    assert text.startswith("# shoes An adapter (LoRA, rank 3) for the image-text matching model `acme/start`, made")
+    assert found.data.to_dict()["model-index"][0]["name"] == "shoes"
+    assert "Its base, `acme/start`, is fetched from the Hub with it" in text
+    for local in ("my-adapter", "my-base", "On another machine", "is looked for"):
+        assert local not in str(found), local
+    whole = card_for_hub(write(base, "some-team/some-base").read_text(encoding="utf-8"), "acme/trained")
+    assert "# trained\n" in whole and "- name: trained\n" in whole and "my-base" not in whole
+    # What somebody else wrote keeps its title.
+    own = "---\nmodel-index:\n- name: a\n  results: []\n---\n\n# Shoes of acme\n"
+    assert card_for_hub(own, "acme/shoes") == own
+
+
+@pytest.mark.parametrize("kind", ["adapter", "base"])
+def test_the_licence_is_that_of_the_bases_card(adapter, base, tmp_path, kind):
+    folder = adapter if kind == "adapter" else base
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    path = write(folder, origin)
+    assert ModelCard.load(path).data.license is None
+    assert "chooses a licence" in body(path)
+    (origin / "README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
+    path = write(folder, origin)
+    assert ModelCard.load(path).data.license == "mit"
+    assert "- The licence above (mit) is that of" in path.read_text(encoding="utf-8")
+    other = "license: other\nlicense_name: shop\nlicense_link: https://example.org"
+    (origin / "README.md").write_text(f"---\n{other}\n---\n# Base\n", encoding="utf-8")
+    page = write(folder, origin).read_text(encoding="utf-8")
+    assert f"\n{other}\n" in page and "(shop)" in page
+
+
 def test_a_folder_that_looks_like_a_hub_name_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jane" / "base").mkdir(parents=True)
@@ -303,6 +336,7 @@ def test_starter_card_says_what_is_in_it_and_what_is_not_trained(tmp_path):
     text = " ".join(card.text.split())
     assert card.data.language == ["en"]
     assert card.data.tags == ["image-text-retrieval", "fusionmatch"]
+    assert card.data.license == "apache-2.0"
     assert card.data.eval_results is None
     assert "`vision_head`, `text_head`" in text
     assert "are new and untrained" in text

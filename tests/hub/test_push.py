@@ -296,6 +296,8 @@ class TestAdapter:
         assert not any(str(base.parent).encode() in content for content in files.values())
         card = ModelCard(files["README.md"].decode())
         assert (card.data.base_model, card.data.base_model_relation) == (base_on_hub, "adapter")
+        assert f"for the image-text matching model `{base_on_hub}`" in card.text
+        assert (card.text.split()[:2], card.data.model_name) == (["#", "adapter"], "adapter")
         assert "image-text-retrieval" in card.data.tags
         assert card.data.eval_results == ModelCard.load(adapter / "README.md").data.eval_results
         assert f'load_pretrained("{adapter_on_hub[0]}")' in card.text
