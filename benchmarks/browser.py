@@ -103,7 +103,7 @@ def search_page(look: Look, browser: Browser, language: str, query: str, image: 
             return results.all_inner_texts()
 
         def changed(before: list[str]) -> bool:
-            for _ in range(100):
+            for _ in range(1800):  # a model that was not asked before looks at the whole catalogue first
                 if captions() not in (before, []):
                     return True
                 time.sleep(0.1)

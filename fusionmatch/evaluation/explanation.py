@@ -15,7 +15,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class SideReading:
             Where each head looks, in the tokens of all levels, through the attention blocks; rows sum to 1.
         concepts (`list[tuple[str, float]]`):
             Most probable concepts; empty for a model without.
+        consensus (`float`):
+            What the cosine loses without all concepts; 0 for a model without.
+        without_concept (`dict[str, float]`):
+            For each of `concepts` what the cosine loses without it.
     """
 
     levels: dict[int, float]
@@ -51,6 +55,8 @@ class SideReading:
     heads: list[float]
     attention: torch.Tensor
     concepts: list[tuple[str, float]]
+    consensus: float = 0.0
+    without_concept: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,8 +90,9 @@ def explain(model: nn.Module, processor: Any, image: Image.Image, text: str, top
     """
     Reads what decided the similarity of a picture and a text.
 
-    What a level or head is worth is measured by leaving it out (its part of the level vectors at zero). Where it looks
-    is the pooling's attention traced back through the attention blocks by attention rollout (arXiv 2005.00928).
+    What a level or head is worth is measured by leaving it out (its part of the level vectors at zero), and so is what
+    a concept is worth (its part of the consensus vector). Where a head looks is the pooling's attention traced back
+    through the attention blocks by attention rollout (arXiv 2005.00928).
 
     Args:
         model ([`FusionMatchModel`], or around it a `PeftModel` or [`FusionMatchForImageTextRetrieval`]):
@@ -139,12 +146,20 @@ def explain(model: nn.Module, processor: Any, image: Image.Image, text: str, top
         for head in range(config.num_attention_heads):
             with _left_out(branch, head=head):
                 heads.append(cosine - _cosine(*_embeds(run())))
+        concepts = _concepts(config.concept_words, output, top_k)
+        losses = {}
+        for word in (None, *(word for word, _ in concepts)) if concepts else ():
+            left = list(range(config.num_concepts)) if word is None else [config.concept_words.index(word)]
+            with _concepts_left_out(core, tower, output, left):
+                losses[word] = cosine - _cosine(*_embeds(run()))
         sides[tower] = SideReading(
             levels=without,
             level_shares=dict(zip(levels, output.fusion_weights[0].tolist(), strict=True)),
             heads=heads,
             attention=_rollout(output),
-            concepts=_concepts(config.concept_words, output, top_k),
+            concepts=concepts,
+            consensus=losses.pop(None, 0.0),
+            without_concept=losses,
         )
     maps = _maps(core, features["vision"], shapes, sides["vision"].attention, pixels)
     words = _words(processor, tokens["input_ids"][0], text, sides["text"].attention.mean(dim=0))
@@ -179,6 +194,24 @@ def _left_out(branch: nn.Module, level: int | None = None, head: int | None = No
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _concepts_left_out(
+    core: FusionMatchModel, tower: str, output: FusionMatchTowerOutput, left: list[int]
+) -> Iterator[None]:
+    """Takes the part of some concepts out of the consensus vector, before it is normalised."""
+    vectors = core.concept_bank()[left]
+    part = output.concept_log_probs.exp()[:, left].to(vectors.dtype) @ vectors
+
+    def hook(module: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (arguments[0] - part,)
+
+    handle = getattr(core, f"{tower}_consensus").consensus_norm.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _rollout(output: FusionMatchTowerOutput) -> torch.Tensor:

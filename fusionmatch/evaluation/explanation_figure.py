@@ -129,12 +129,15 @@ def _words(axes: "Axes", found: Explanation) -> None:
 
 def _concepts(axes: "Axes", found: Explanation) -> None:
     """The concepts of both sides, those of the picture above."""
-    rows = [*((f"picture: {word}", p, "C0") for word, p in found.image.concepts)]
-    rows += [(f"text: {word}", p, "C2") for word, p in found.text.concepts]
+    rows = [
+        (f"{side}: {word} ({own.without_concept.get(word, 0):+.3f})", p, colour)
+        for side, own, colour in (("picture", found.image, "C0"), ("text", found.text, "C2"))
+        for word, p in own.concepts
+    ]
     if not rows:
         axes.axis("off")
         return
     axes.barh(range(len(rows)), [p for _, p, _ in rows], color=[colour for _, _, colour in rows])
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("probability", fontsize=7)
+    axes.set_xlabel("probability (in brackets: what the cosine loses without it)", fontsize=7)

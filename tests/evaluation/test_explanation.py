@@ -108,6 +108,22 @@ def test_concepts_are_those_of_the_model():
     assert read(tiny_model()).text.concepts == []
 
 
+def test_a_concept_left_out_by_hand():
+    """A concept whose vector is 0 is worth nothing; all of them are what remains when the consensus is its bias."""
+    model = tiny_concepts(tiny_model())
+    perturb(model)
+    found = read(model)
+    assert set(found.image.without_concept) == {word for word, _ in found.image.concepts}
+    assert any(abs(value) > 1e-6 for value in found.image.without_concept.values())
+    with torch.no_grad():
+        bank = model.concept_bank()
+    model.concept_bank.forward = lambda: torch.zeros_like(bank)
+    nothing = read(model)
+    assert nothing.image.consensus == pytest.approx(0, abs=1e-6)
+    assert max(map(abs, nothing.text.without_concept.values())) < 1e-6
+    assert read(tiny_model()).image.consensus == 0
+
+
 def test_a_model_without_branch_is_refused():
     with pytest.raises(ValueError, match="no fusion branch"):
         read(tiny_model(vision_feature_levels=[], text_feature_levels=[]))
