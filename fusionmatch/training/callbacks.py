@@ -16,14 +16,24 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from .data import PairDataset
+
+
+logger = logging.get_logger(__name__)
+
+# Beyond this share of its time a training that waits for data is told so,
+WAITING_SHARE = 0.3
+# after as many steps as tell it, or at its end.
+WAITING_STEPS = 50
 
 
 class EpochCallback(TrainerCallback):
@@ -65,6 +75,45 @@ class Clock(TrainerCallback):
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Goes on with the seconds of a checkpoint."""
         self.before += state["seconds"].item()
+
+
+class DataWait(TrainerCallback):
+    """Says once that steps wait for their data. Evaluations and checkpoints are no part of the time that counts."""
+
+    def __init__(self) -> None:
+        self._waited = self._taken = self._begin = 0.0
+        self._steps = 0
+        self._said = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what gets the data of a step."""
+        self._begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - self._begin
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._taken += time.perf_counter() - self._begin
+        self._steps += 1
+        if self._steps == WAITING_STEPS:
+            self._report(args)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._said:
+            self._report(args)
+
+    def _report(self, args: TrainingArguments) -> None:
+        share = self._waited / max(self._taken, 1e-9)
+        if share > WAITING_SHARE and args.should_log:
+            self._said = True
+            logger.warning(
+                f"The training waits for its data {share:.0%} of the time. More `--dataloader_num_workers` (now "
+                f"{args.dataloader_num_workers}), or smaller pictures on disk, would make it faster."
+            )
 
 
 class RetrievalProgressCallback(ProgressCallback):

@@ -56,7 +56,8 @@ def uniformity(embeds: torch.Tensor, most: int = 512) -> float:
 
 class TrainingGuard:
     r"""
-    Watches the main contrastive loss, the scale and the embeddings of each batch, all processes together.
+    Watches the main contrastive loss, the scale and the embeddings of a batch of each optimizer step, all processes
+    together.
 
     | cause | what shows it |
     |---|---|
@@ -100,9 +101,10 @@ class TrainingGuard:
         images: torch.Tensor,
         learning_rate: float,
         growth: float,
+        step: int,
     ) -> None:
         """
-        Takes one batch.
+        Takes the batch of one step.
 
         Args:
             loss, chance (`float`):
@@ -115,6 +117,8 @@ class TrainingGuard:
                 Rate of this step.
             growth (`float`):
                 Norm of the trained weights as a multiple of what it was in the beginning.
+            step (`int`):
+                Number of the optimizer step, from 1, for the message.
 
         Raises:
             [`TrainingStoppedError`]: one of the causes above.
@@ -125,7 +129,7 @@ class TrainingGuard:
             self._first.append(loss)
         # The first loss alone: with a rate far too high the second is already beyond.
         level = max(chance, self._first[0])
-        now = f"at step {self._steps} the loss is {loss:.3g} (chance level {chance:.3g}, first {self._first[0]:.3g})"
+        now = f"at step {step} the loss is {loss:.3g} (chance level {chance:.3g}, first {self._first[0]:.3g})"
         if self._lasts("rate", loss > 1.5 * level) or growth > 10:
             raise TrainingStoppedError(
                 f"The learning rate ({learning_rate:.2g} now) is too high: {now}, and the weights have grown "

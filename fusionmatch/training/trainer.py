@@ -16,7 +16,6 @@
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from ..modeling_fusionmatch import FusionMatchModel
 from .adapters import model_parts, peft_base, set_tower_rate, trains, unwrap_model, with_adapter
 from .annealing import annealing_factor, take_rates_from
 from .arguments import FusionMatchTrainingArguments
-from .callbacks import Clock, EpochCallback, LossLog, RetrievalProgressCallback
+from .callbacks import Clock, DataWait, EpochCallback, LossLog, RetrievalProgressCallback
 from .checkpoints import words_for_a_full_disk
 from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad, mean_value
@@ -54,8 +53,6 @@ logger = logging.get_logger(__name__)
 
 # Learning rate of what `loss_weighting` learns.
 WEIGHTING_RATE = 1e-2
-# Beyond this share of its time a training that waits for data is told so.
-WAITING_SHARE = 0.3
 
 
 class FusionMatchTrainer(PushingTrainer):
@@ -212,7 +209,9 @@ class FusionMatchTrainer(PushingTrainer):
             **kwargs,
         )
         self._guard, self._chance, self._last_batch = TrainingGuard(), None, None
-        self._first_norm, self._waited = None, 0.0
+        self._first_norm = None
+        self._data_wait = DataWait()
+        self.add_callback(self._data_wait)
         self._loss_log = LossLog(Path(args.output_dir) / LossLog.FILE if args.should_save else None)
         self.add_callback(self._loss_log)
         batch = args.train_batch_size * args.world_size
@@ -328,8 +327,8 @@ class FusionMatchTrainer(PushingTrainer):
             loss, weights = self.objective.weighting(losses)
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{error} That was at step {self.state.global_step}. Checkpoints written before are intact. Lower the "
-                f"learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
+                f"{error} That was at step {self.state.global_step + 1}. Checkpoints written before are intact. Lower "
+                f"the learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
             ) from error
         if model.training:
             self._loss_log.add(self.state.global_step, losses, weights)
@@ -369,7 +368,8 @@ class FusionMatchTrainer(PushingTrainer):
         self._chance = self.objective.chance_level(model, pairs, self.state.global_step)
         # The mean of hinges in the warm-up lies below the largest ones after it: no start to compare with.
         warms_up = self.args.contrastive_loss == "triplet" and self.state.global_step < self.args.triplet_warmup_steps
-        if not self.args.training_guard or warms_up:
+        # Of the batches that a step accumulates the last: the guard counts optimizer steps.
+        if not self.args.training_guard or warms_up or not self.accelerator.sync_gradients:
             return
         growth = 1.0
         if self._guard.early:
@@ -387,24 +387,19 @@ class FusionMatchTrainer(PushingTrainer):
             images=images,
             learning_rate=self._get_learning_rate(),
             growth=growth,
+            step=self.state.global_step + 1,
         )
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        start = time.perf_counter()
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._waited += time.perf_counter() - start
-        return found
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Gone on with after its last step, in the middle of an epoch: Trainer would do one step more.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._waited, start = 0.0, time.perf_counter()
-        output = super().train(*args, **kwargs)
-        share = self._waited / (time.perf_counter() - start)
-        if share > WAITING_SHARE and self.args.should_log:
-            logger.warning(
-                f"The training waited for its data {share:.0%} of the time. More `--dataloader_num_workers` (now "
-                f"{self.args.dataloader_num_workers}), or smaller pictures on disk, would make it faster."
-            )
-        return output
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        with self._data_wait.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

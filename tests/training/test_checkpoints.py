@@ -248,6 +248,18 @@ def test_a_longer_run_that_was_killed_after_its_last_step_is_measured(start, tmp
         start(max_steps=6)
 
 
+def test_a_run_that_ended_in_the_middle_of_an_epoch_trains_no_further(start, tmp_path):
+    start(max_steps=2)
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="had already ended, at step 2"):
+        start(max_steps=2)
+    # Killed before it was measured, it is the same run.
+    (tmp_path / "run" / "metrics.json").unlink()
+    start(max_steps=2)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
+
+
 def test_the_time_counts_what_is_prepared_and_not_the_measuring(start, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: clock.now))

@@ -56,7 +56,7 @@ class TestMeasures:
 def feed(guard, losses, chance=3.0, scale=20.0, embeds=None, growth=1.0):
     embeds = torch.eye(8) if embeds is None else embeds
     for loss in losses:
-        guard.check(loss, chance, scale, 100.0, embeds, embeds, 1e-3, growth)
+        guard.check(loss, chance, scale, 100.0, embeds, embeds, 1e-3, growth, guard._steps + 1)
 
 
 class TestSigns:
@@ -124,6 +124,18 @@ def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, proce
     with pytest.raises(TrainingStoppedError, match=cause):
         trainer.train()
     assert trainer.state.global_step <= 50
+
+
+def test_steps_of_several_batches_are_counted_once(splits, processor, tmp_path):
+    """And those before a checkpoint count in the message."""
+    settings = STEPS | {"max_steps": 6, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
+    trainer = make_trainer(healthy_model(), splits, processor, tmp_path, learning_rate=1e-3, **settings)
+    seen = []
+    trainer._guard.check = lambda **batch: seen.append(batch["step"])
+    trainer.train()
+    assert seen == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(TrainingStoppedError, match="at step 207 the loss"):
+        TrainingGuard().check(3.0, 3.0, 20.0, 100.0, torch.eye(8), torch.eye(8), 1e-3, 11.0, 207)
 
 
 def test_the_warm_up_of_the_triplet_loss_is_no_start_to_compare_with(splits, processor, tmp_path):

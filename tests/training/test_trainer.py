@@ -13,6 +13,7 @@
 # limitations under the License.
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainin
 from fusionmatch.commands.fitting import _device_name
 from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
-from fusionmatch.training import describe_trainable, embed_mixed_batch, freeze_towers, lora_config
+from fusionmatch.training import callbacks, describe_trainable, embed_mixed_batch, freeze_towers, lora_config
 from fusionmatch.training.pipeline import check_output_dir, fit
 
 from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
@@ -145,7 +146,22 @@ def test_waiting_for_data_is_reported(slow, model, splits, processor, tmp_path, 
     collate = trainer.data_collator
     trainer.data_collator = lambda items: (time.sleep(0.5 if slow else 0), collate(items))[1]
     trainer.train()
-    assert ("waited for its data" in caplog.text) == slow
+    assert ("waits for its data" in caplog.text) == slow
+
+
+def test_waiting_for_data_is_said_once_and_early(monkeypatch, caplog):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    wait, args = callbacks.DataWait(), SimpleNamespace(should_log=True, dataloader_num_workers=0)
+    for step in range(120):
+        assert caplog.text.count("waits for its data 40% of the time") == (step >= 50)
+        with wait.waiting():
+            clock.now += 4
+        clock.now += 6
+        wait.on_step_end(args, None, None)
+        clock.now += 100  # an evaluation
+    wait.on_train_end(args, None, None)
+    assert caplog.text.count("waits for its data") == 1
 
 
 def test_accumulated_batches_average(splits, processor, tmp_path):
