@@ -14,9 +14,12 @@
 """Run under torchrun or accelerate launch by test_distributed.py: trains a few steps and writes what it saw."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
 
 from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
@@ -29,15 +32,24 @@ def main() -> None:
     splits = load_catalogue(catalogue)
     # Three texts a picture: they have to rotate alike, however many processes there are.
     splits = splits.map(lambda row: {"texts": [row["texts"][0], row["title"], row["color"]]})
+    reports = {}
+    # The order of the second follows from embeddings of the main process; the others are given it.
+    for sampler in ("no_duplicates", "hard_negatives"):
+        reports[sampler] = train(splits, sampler, folder, global_batch, mini_batch_size)
+    (folder / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(reports))
+
+
+def train(
+    splits: datasets.DatasetDict, sampler: str, folder: Path, global_batch: int, mini_batch_size: int | None
+) -> dict[str, Any]:
     args = FusionMatchTrainingArguments(
-        str(folder / "run"),
+        str(folder / sampler),
         per_device_train_batch_size=1,
         max_steps=20,
         logging_steps=1,
         learning_rate=1e-3,
         mini_batch_size=mini_batch_size,
-        # Its order follows from embeddings of the main process; the others are given it.
-        batch_sampler="hard_negatives",
+        batch_sampler=sampler,
         texts_per_image=1,
         image_views=2,
         loss_components=["fused", "instance"],
@@ -53,8 +65,7 @@ def main() -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-    report = {"world_size": args.world_size, "losses": losses, "rates": rates, "weights": weights.tolist()}
-    (folder / f"rank{args.process_index}.json").write_text(json.dumps(report))
+    return {"world_size": args.world_size, "losses": losses, "rates": rates, "weights": weights.tolist()}
 
 
 if __name__ == "__main__":

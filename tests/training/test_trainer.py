@@ -19,7 +19,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, TrainerCallback
 
 from fusionmatch import FusionMatchModel, FusionMatchTrainer, FusionMatchTrainingArguments
 from fusionmatch.commands.fitting import _device_name
@@ -114,30 +114,45 @@ def test_no_decay_for_vectors_gates_scale_and_level_embeddings(model, splits, pr
 
 @pytest.mark.parametrize("what", ["full", "frozen", "lora", "mini-batches"])
 def test_resumed_training_equals_the_uninterrupted_one(what, splits, processor, tmp_path):
-    settings = {"num_train_epochs": 4, "load_best_model_at_end": False, "save_total_limit": None}
+    """Bit for bit: losses and weights, from the middle of an epoch on."""
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "batch_sampler": "no_duplicates"}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "load_best_model_at_end": False, "save_total_limit": None}
     settings |= {"mini_batch_size": 3 if what == "mini-batches" else None}
+    # Dropout: the random state has to go on as well.
+    tiny_model(feature_dropout=0.2).save_pretrained(tmp_path / "base")
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                raise KeyboardInterrupt
 
     def start(folder, seed):
         # What trains starts from another initialisation when resuming: all of it has to come out of the checkpoint.
-        tiny_model().save_pretrained(tmp_path / "base")
         model = FusionMatchModel.from_pretrained(tmp_path / "base")
         if what in ("full", "mini-batches"):
-            model = tiny_model(seed=seed)
+            perturb(model, seed)
         elif what == "frozen":
             freeze_towers(model)
             perturb(model.vision_head, seed)
             perturb(model.text_fusion, seed)
         peft_config = lora_config(model) if what == "lora" else None
         torch.manual_seed(seed)
-        return make_trainer(model, splits, processor, folder, peft_config, **settings)
+        return make_trainer(model, splits, processor, tmp_path / folder, peft_config, **settings)
 
-    whole = start(tmp_path / "whole", 1)
+    whole = start("whole", 1)
     whole.train()
-    checkpoint = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[1]
-    resumed = start(tmp_path / "resumed", 2)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
+    interrupted = start("resumed", 1)
+    interrupted.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    resumed = start("resumed", 2)
+    resumed.train(resume_from_checkpoint=True)
+    assert 8 % (whole.state.max_steps // 3) and whole.state.max_steps > 10
+    assert (tmp_path / "whole" / "feature_cache").exists() == (what == "frozen")
+    logs = [(tmp_path / folder / "losses.jsonl").read_text() for folder in ("whole", "resumed")]
+    assert logs[0] == logs[1]
     for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda message, name=name: f"{name}: {message}")
+        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("slow", [True, False])
