@@ -190,7 +190,15 @@ def _load_checkpoint(
     architectures = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures")
     ranks = FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False
     auto = FusionMatchForImageTextRetrieval if ranks else AutoModel
-    model, report = auto.from_pretrained(folder, **kwargs, use_safetensors=True, output_loading_info=True)
+    # Otherwise transformers raises an error that names neither the weights nor what to do.
+    loading = {"ignore_mismatched_sizes": True} | kwargs
+    model, report = auto.from_pretrained(folder, **loading, use_safetensors=True, output_loading_info=True)
+    if report["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
+        key, found, wanted = min(report["mismatched_keys"])
+        raise UnsafeFolderError(
+            f"{name} is not whole: `{key}` has the shape {tuple(found)} in its files and {tuple(wanted)} by its "
+            "settings. Load it with its own settings, or save or fetch it again."
+        )
     _check_none_missing(name, _missing_weights(model, folder, report["missing_keys"], kwargs))
     if ranking_stage and not ranks:
         model = FusionMatchForImageTextRetrieval.from_dual_encoder(model)

@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.constants import DEFAULT_REVISION, REPOCARD_NAME
@@ -48,6 +48,7 @@ from ..repository import (
     worded_hub_errors,
 )
 from .model_card import HUB_NAME, card_for_hub
+from .sentence_transformers_files import SENTENCE_TRANSFORMERS_FILES
 
 
 logger = logging.get_logger(__name__)
@@ -55,8 +56,7 @@ logger = logging.get_logger(__name__)
 # What loading reads and what is known of the weights. It takes the place of all that a push before left of it.
 _MODEL_PATTERNS = (
     *(*SETTINGS_PATTERNS, *WEIGHTS_PATTERNS, "metrics.json"),
-    # Sentence Transformers' own, where a folder was saved by it.
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *SENTENCE_TRANSFORMERS_FILES,
     "*_fusionmatch*.py",
 )
 _TEXT_PATTERNS = (REPOCARD_NAME, "LICENSE*", "NOTICE*")
@@ -125,10 +125,12 @@ def push_folder(
     include_report: bool = False,
     include_code: bool = False,
     resume_path: str | None = None,
+    just_saved: bool = False,
 ) -> PushedFolder:
     r"""
     Pushes a checkpoint or an adapter to the Hub in one commit, after it was looked at; made on demand, the repository
-    of an adapter is private. Texts and pictures of the catalogue, and what training left behind, stay.
+    of an adapter is private. Texts and pictures of the catalogue, and what training left behind, stay. A checkpoint
+    gets the files that `SentenceTransformer` reads, unless it has its own.
 
     Args:
         folder (`str` or `Path`):
@@ -161,6 +163,10 @@ def push_folder(
         resume_path (`str`, *optional*):
             Sub-folder of the repository that gets the model once more, and with it what a training goes on from. That
             is the state of transformers' own Trainer, most of it pickled; loading never looks into sub-folders.
+        just_saved (`bool`, *optional*, defaults to `False`):
+            Whether a model in this process was saved there just now, so that the weights are all there. Otherwise a
+            checkpoint's are compared with what its settings ask for, which is not for beside a training: the default
+            precision is set for the whole process meanwhile.
 
     Returns:
         [`PushedFolder`]
@@ -182,10 +188,14 @@ def push_folder(
         contents |= _without_code(files) | changed
     elif base_model is not None:
         raise ValueError(f"{folder} is a checkpoint of its own, so `base_model` {base_model} has nothing to say.")
-    elif include_code or any(path.suffix == ".py" for path in files.values()):
-        contents |= _code_for_hub(folder)
     else:
-        contents |= _without_code(files)
+        if not just_saved:
+            # On this device only the names and shapes of the weights are read; what is missing is an error.
+            load_pretrained(folder, device_map="meta")
+        coded = include_code or any(path.suffix == ".py" for path in files.values())
+        contents |= _code_for_hub(folder) if coded else _without_code(files)
+        if "modules.json" not in files:
+            contents |= SENTENCE_TRANSFORMERS_FILES
     if resume_path is not None:
         again = {name: content for name, content in contents.items() if _fits(name, _MODEL_PATTERNS)}
         contents |= {f"{resume_path}/{name}": each for name, each in (again | _state_for_hub(folder)).items()}
@@ -200,8 +210,10 @@ def push_folder(
             card = files[REPOCARD_NAME].read_text(encoding="utf-8")
             contents[REPOCARD_NAME] = card_for_hub(card, repo_id, base).encode()
         there = api.repo_info(repo_id)
+        if private and not there.private:
+            refuse_public(repo_id)
         if made_private and not there.private:
-            _check_public(repo_id, private)
+            logger.warning_once(f"{repo_id} is public, so everybody can read this adapter and its card.")
         if revision is not None and revision != DEFAULT_REVISION:
             if not create_pr and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -342,14 +354,13 @@ def _state_for_hub(folder: Path) -> dict[str, Path | bytes]:
     return going
 
 
-def _check_public(repo_id: str, private: bool | None) -> None:
-    """Raises where a public repository was asked to be private, and warns where an adapter's would have been."""
-    if private:
-        raise ValueError(
-            f"{repo_id} is public already, and `private=True` (`--private True`) makes new repositories private only. "
-            "Make it private in its settings on the Hub, push under another name, or leave `private` out."
-        )
-    logger.warning_once(f"{repo_id} is public, so everybody can read this adapter and its card.")
+def refuse_public(repo_id: str) -> NoReturn:
+    """Raises `ValueError` for a public repository that was asked to be private."""
+    raise ValueError(
+        f"{repo_id} is public already, and `private=True` (`--private True`, in a training `--hub_private_repo True`) "
+        "makes new repositories private only. Make it private in its settings on the Hub, push under another name, or "
+        "leave the argument out."
+    )
 
 
 def _check_kind(repo_id: str, names: list[str], adapter: bool) -> None:

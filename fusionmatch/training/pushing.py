@@ -28,7 +28,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from ..hub.push import STATE_PATTERNS, PushedFolder, check_base, push_folder
+from ..hub.push import STATE_PATTERNS, PushedFolder, check_base, push_folder, refuse_public
 from ..loading import base_revision, precision
 from ..repository import worded_hub_errors
 from .adapters import peft_base
@@ -90,11 +90,21 @@ class PushingTrainer(Trainer):
     hub_base_revision: str | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository; that of an adapter is private unless `hub_private_repo` says otherwise."""
-        if private is None and self.args.hub_private_repo is None and peft_base(self.model) is not self.model:
-            private = True
+        """
+        Makes the repository; that of an adapter is private unless `hub_private_repo` says otherwise.
+
+        Raises:
+            `OSError`: the Hub refuses it; the message says why and what to do.
+            `ValueError`: it is public already and was asked to be private, which is said before the training.
+        """
+        asked = self.args.hub_private_repo if private is None else private
+        made = True if asked is None and peft_base(self.model) is not self.model else asked
         with worded_hub_errors(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(token, made)
+            if asked and self.is_world_process_zero():
+                there = hf_api().repo_info(self.hub_model_id, token=token or self.args.hub_token)
+                if not there.private:
+                    refuse_public(self.hub_model_id)
 
     def push_to_hub(
         self,
@@ -119,7 +129,8 @@ class PushingTrainer(Trainer):
             revision (`str`, *optional*):
                 Branch; defaults to `args.hub_revision`.
             private (`bool`, *optional*):
-                Whether a new repository is made private.
+                Whether a new repository is made private; `True` is an error where it is public already. Defaults to
+                `args.hub_private_repo`.
             kwargs:
                 Passed to `create_model_card`, where the folder has no card yet.
 
@@ -129,6 +140,7 @@ class PushingTrainer(Trainer):
 
         Raises:
             `OSError`: the Hub refuses it; the message says why and what to do.
+            `ValueError`: the repository is public and should be private.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -136,7 +148,7 @@ class PushingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        return self._push_output_dir(commit_message, blocking, token, revision, **kwargs)
+        return self._push_output_dir(commit_message, blocking, token, revision, private, **kwargs)
 
     def push_saved(self, commit_message: str | None = "End of training") -> PushedFolder | None:
         """
@@ -166,12 +178,13 @@ class PushingTrainer(Trainer):
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
+        private: bool | None = None,
         **kwargs: Any,
     ) -> PushedFolder | Future:
         if not (Path(self.args.output_dir) / REPOCARD_NAME).is_file():
             self.create_model_card(**({"model_name": self.hub_model_id.split("/")[-1]} | kwargs))
         self._finish_current_push()
-        push = partial(self._push, self.args.output_dir, message, token, revision)
+        push = partial(self._push, self.args.output_dir, message, token, revision, private)
         return push() if blocking else hf_api().run_as_future(push)
 
     def _push(
@@ -180,6 +193,7 @@ class PushingTrainer(Trainer):
         message: str | None,
         token: str | None = None,
         revision: str | None = None,
+        private: bool | None = None,
         resume_path: str | None = None,
     ) -> PushedFolder:
         return push_folder(
@@ -187,10 +201,12 @@ class PushingTrainer(Trainer):
             self.hub_model_id,
             base_model=self.args.hub_base_model if peft_base(self.model) is not self.model else None,
             base_revision=self.hub_base_revision,
+            private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             commit_message=message,
             token=token or self.args.hub_token,
             resume_path=resume_path,
+            just_saved=True,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

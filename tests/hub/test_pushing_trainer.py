@@ -149,6 +149,7 @@ TRAIN = """if True:
         use_cpu=True, push_to_hub=True, hub_model_id=name, hub_strategy=strategy, hub_always_push=True,
         hub_token=os.environ["HF_TOKEN"], hub_base_model=hub_base if "/" in hub_base else None,
         save_total_limit=int(os.environ.get("KEEP", 2)), load_best_model_at_end="KEEP" not in os.environ,
+        hub_private_repo=True if "PRIVATE" in os.environ else None,
     )
     adapter = lora_config(freeze_towers(model), towers=()) if hub_base != "none" else None
     trainer = FusionMatchTrainer(
@@ -220,6 +221,21 @@ def test_what_cannot_be_pushed_is_said_before_the_training(client, base, shop, t
     assert call.wait() == 1
     assert f"fusionmatch push {base} USER/BASE" in call.text.strip().splitlines()[-1]
     assert "TRAINED" not in call.text
+
+
+def test_what_should_be_private_does_not_go_where_everybody_sees_it(client, hub, base, shop, tmp_path):
+    hub.create("acme/seen")
+    arguments = (TRAIN, base, shop, tmp_path / "out", "end", "acme/seen", "acme/start")
+    call = client.start(*arguments, PRIVATE="True")
+    assert call.wait() == 1
+    assert "acme/seen is public already" in call.text.strip().splitlines()[-1]
+    assert "TRAINED" not in call.text
+    # Asked for at the end alone it is no other.
+    call = client.start(TRAIN.replace("push_to_hub()", "push_to_hub(private=True)"), *arguments[1:])
+    assert call.wait() == 1
+    assert "acme/seen is public already" in call.text.strip().splitlines()[-1]
+    assert "TRAINED" in call.text
+    assert hub.files("acme/seen") == {}
 
 
 def test_a_push_that_fails_on_the_way_does_not_end_the_training(client, hub, base, shop, tmp_path, since):
