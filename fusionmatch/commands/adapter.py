@@ -18,15 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import REPOCARD_NAME
+
 from ..evaluation.queries import QueryResults, compare
-from ..loading import load_pretrained
-from ..repository import ADAPTER_FILE, FINGERPRINT_FILE
+from ..hub import write_merged_card
+from ..loading import load_pretrained, precision
+from ..repository import ADAPTER_FILE, FINGERPRINT_FILE, fetch
 from ..training.adapters import peft_base
 from ..training.pipeline import QUERIES_FILE
 from .arguments import CommandParser
 
 
 ACTIONS = ("list", "merge", "compare")
+# What is said of an adapter beside its weights.
+_ABOUT = (REPOCARD_NAME, FINGERPRINT_FILE)
 
 
 @dataclass
@@ -100,8 +105,13 @@ def _merge(names: list[str | Path], output_dir: str | None, revision: str | None
     model, processor = load_pretrained(name, revision=revision)
     if peft_base(model) is model:
         raise ValueError(f"{name} is a checkpoint and no adapter: there is nothing to merge.")
+    base = peft_base(model)
+    adapter, made_on, kept_in = fetch(name, _ABOUT, revision=revision), base.config.name_or_path, precision(base)
     model.merge_and_unload(progressbar=True).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+    # Measured on a base in four bits, say, the figures are of other weights.
+    measured = _read(adapter, FINGERPRINT_FILE).get("dtype") == kept_in
+    write_merged_card(output_dir, name, made_on, adapter / REPOCARD_NAME if measured else None)
     print(
         f"{output_dir} is the base with {name} merged in: a checkpoint of its own, to search, to train on or to "
         "adapt further."

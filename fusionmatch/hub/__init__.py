@@ -14,7 +14,7 @@
 """What a checkpoint or an adapter carries when it is passed on."""
 
 from ..repository import UnsafeFolderError
-from .model_card import write_model_card, write_starter_card
+from .model_card import write_merged_card, write_model_card, write_starter_card
 from .push import PushedFolder, choose_files, push_folder
 
 
@@ -23,6 +23,7 @@ __all__ = [
     "UnsafeFolderError",
     "choose_files",
     "push_folder",
+    "write_merged_card",
     "write_model_card",
     "write_starter_card",
 ]

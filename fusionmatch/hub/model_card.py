@@ -47,6 +47,11 @@ _BASE_SOUGHT = (
 )
 
 
+# Headings, and what else of an adapter's card holds for the checkpoint that it was merged into.
+_RESULTS, _LIMITS = "^## Before and after$", "^## Intended use and limits$"
+_CARRIED = ("language", "license", "license_name", "license_link", "co2_eq_emissions")
+
+
 class Measurement(Protocol):
     """What a card needs of [`~fusionmatch.training.pipeline.FitResult`], which has the meaning of each attribute."""
 
@@ -260,6 +265,61 @@ def write_starter_card(
         encoders=encoders,
         untrained=_listed(_read(Path(folder) / "config.json")["untrained_modules"]),
         languages=", ".join(languages),
+    )
+
+
+def write_merged_card(folder: str | Path, adapter: str | Path, base: str, adapter_card: Path | None = None) -> Path:
+    """
+    Writes the card of a checkpoint that an adapter was merged into.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the checkpoint.
+        adapter (`str` or `Path`):
+            The adapter: a Hub name, or a folder, of which only the name is shown.
+        base (`str`):
+            The base that it was merged into, likewise.
+        adapter_card (`Path`, *optional*):
+            The adapter's card, by [`write_model_card`], where its figures are those of the merged weights too: results
+            and limits are carried over. What no training wrote has none.
+
+    Returns:
+        `Path`: the card, `README.md` in the folder.
+    """
+    folder = Path(folder)
+    config, origin, sections = _read(folder / "config.json"), _metadata(base), {}
+    if adapter_card is not None and adapter_card.is_file():
+        card = ModelCard.load(adapter_card, ignore_metadata_errors=True)
+        text = re.search(
+            rf"({_RESULTS}.*?)^## How to use$.*?{_LIMITS}(.*)^Made with ", card.text, re.DOTALL | re.MULTILINE
+        )
+        if text is not None:
+            origin = card.data
+            sections = {"results": text[1].strip(), "limits": text[2].strip()}
+    carried = {name: origin.get(name) for name in _CARRIED if origin.get(name) is not None}
+    languages = carried.pop("language", [])
+    licence = carried.get("license_name") or carried.get("license")
+    name, measured = folder.resolve().name, origin.eval_results if sections else None
+    if measured:
+        carried |= {"model_name": name, "eval_results": measured}
+        carried |= {key: origin.get(key) for key in ("metrics", "datasets") if origin.get(key)}
+    return _write(
+        folder,
+        "merged.md",
+        _card_data(
+            base=public_name(base),
+            relation="finetune",
+            languages=[languages] if isinstance(languages, str) else languages,
+            **carried,
+        ),
+        name=name,
+        base=public_name(base),
+        adapter=public_name(str(adapter)),
+        vision_tower=config["vision_config"]["model_type"],
+        text_tower=config["text_config"]["model_type"],
+        catalogue=measured[0].dataset_name if measured else None,
+        licence=licence,
+        **({"results": None, "limits": None} | sections),
     )
 
 

@@ -22,6 +22,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from picklescan.scanner import scan_directory_path
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
@@ -282,10 +283,15 @@ def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["rsum"] == pytest.approx(metrics["after"]["rsum"])
     merged, _ = load_pretrained(tmp_path / "merged")
     assert not merged.config.untrained_modules
+    # The card has the figures of the adapter, unless it was made on other weights, as those in four bits are.
+    assert ModelCard.load(tmp_path / "merged" / "README.md").data.eval_results
+    note = json.loads((other / "fusionmatch_base.json").read_text())
+    (other / "fusionmatch_base.json").write_text(json.dumps(note | {"dtype": "bitsandbytes, torch.float32"}))
+    assert main(["adapter", "merge", str(other), "--output_dir", str(tmp_path / "of four bits")]) == 0
+    assert "it was not measured" in (tmp_path / "of four bits" / "README.md").read_text(encoding="utf-8")
     fails(capsys, ["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")], "not empty")
     fails(capsys, ["adapter", "list", str(shop.parent)], "is no adapter")
     fails(capsys, ["adapter", "marge", str(adapter)], "list|merge|compare", "marge")
-    note = json.loads((other / "fusionmatch_base.json").read_text())
     (other / "fusionmatch_base.json").write_text(json.dumps(note | {"fingerprint": "0" * 64}))
     fails(capsys, ["adapter", "compare", str(adapter), str(other)], "different fingerprints", "--baseline")
 

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import re
+import shutil
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from fusionmatch.catalogue.sample_shop import write_sample_shop
 from fusionmatch.commands import main
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.evaluation.retrieval import CatalogueEmbeddings
-from fusionmatch.hub import write_model_card
+from fusionmatch.hub import write_merged_card, write_model_card
 from fusionmatch.hub.model_card import card_for_hub, public_name
 from fusionmatch.loading import load_pretrained
 from fusionmatch.starter import build_starter
@@ -99,6 +100,15 @@ def adapter(base, tmp_path):
 
 def write(folder, base, **changes):
     return write_model_card(folder, measured(), SPLITS, **(FACTS | {"base": str(base)} | changes))
+
+
+def write_kind(kind, adapter, base):
+    """The card of an adapter, of a base, or of the two merged (the weights of which are those of the base here)."""
+    if kind in ("adapter", "base"):
+        return write(adapter if kind == "adapter" else base, base)
+    merged = shutil.copytree(base, base.parent / "my-merged")
+    card = write(adapter, base)
+    return write_merged_card(merged, adapter, str(base), card if kind == "merged" else None)
 
 
 def body(path):
@@ -192,10 +202,9 @@ def test_products_in_both_splits_are_owned_up_to(adapter, base):
     assert "**2 of the test products are training products too**" in body(path)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "base"])
+@pytest.mark.parametrize("kind", ["adapter", "base", "merged", "merged unmeasured"])
 def test_nothing_private_and_nothing_unfilled(adapter, base, tmp_path, kind):
-    folder = adapter if kind == "adapter" else base
-    page = write(folder, base).read_text(encoding="utf-8")
+    page = write_kind(kind, adapter, base).read_text(encoding="utf-8")
     for private in (
         "SECRETWORD",
         "p1",
@@ -227,6 +236,35 @@ def test_base_card_names_towers_and_origin(base):
     assert "| text → picture R@1 | 25.0 | 25.0 | 75.0 | +50.0 |" in text
 
 
+def test_merged_card_carries_over_what_was_measured(adapter, base):
+    (base / "README.md").write_text("---\nlanguage: ja\nlicense: mit\n---\n# Base\n", encoding="utf-8")
+    path = write_kind("merged", adapter, base)
+    of_adapter, card = ModelCard.load(adapter / "README.md"), ModelCard.load(path)
+    assert card.data.eval_results == of_adapter.data.eval_results
+    assert (card.data.model_name, card.data.license, card.data.language) == ("my-merged", "mit", ["ja"])
+    assert card.data.tags == ["image-text-retrieval", "fusionmatch"]
+    text = body(path)
+    assert "`my-base` with the adapter `my-adapter` merged into its weights, which was made on the catalogue" in text
+    for part in ("| text → picture R@1 | 25.0 | 25.0 | 75.0 | +50.0 |", "## Training", "licence above (mit)"):
+        assert part in text and part in body(adapter / "README.md")
+    assert (
+        text.count("## Intended use and limits") == text.count("## Before and after") == text.count("Made with") == 1
+    )
+
+
+@pytest.mark.parametrize("card", [None, "# An adapter\n\n## Before and after\n\nWritten by hand.\n"])
+def test_merged_card_without_figures_says_so(adapter, base, card):
+    if card is not None:
+        (adapter / "README.md").write_text(card, encoding="utf-8")
+    path = write_merged_card(base, "some-team/some-adapter", "some-team/some-base", adapter / "README.md")
+    found = ModelCard.load(path)
+    assert (found.data.base_model, found.data["base_model_relation"]) == ("some-team/some-base", "finetune")
+    assert found.data.eval_results is None
+    assert "As it is here it was not measured" in found.text
+    assert "the adapter `some-team/some-adapter`" in found.text
+    assert "chooses a licence" in found.text
+
+
 def test_the_language_is_known_from_the_bases_card_alone(adapter, base):
     path = write(adapter, base)
     assert ModelCard.load(path).data.language is None
@@ -237,12 +275,11 @@ def test_the_language_is_known_from_the_bases_card_alone(adapter, base):
     assert "language of its texts: ja." in body(path)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "base"])
+@pytest.mark.parametrize("kind", ["adapter", "base", "merged"])
 def test_the_code_of_the_card_runs(adapter, base, kind, monkeypatch, capsys):
-    folder = adapter if kind == "adapter" else base
-    page = write(folder, base).read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    monkeypatch.chdir(folder)
+    path = write_kind(kind, adapter, base)
+    (code,) = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(path.parent)
     tiny_pictures(1)[0].save("picture.jpg")
     names = {}
     exec(compile(code, "README.md", "exec"), names)

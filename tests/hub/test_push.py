@@ -237,6 +237,11 @@ class TestAdapter:
         expected = embeddings(load_pretrained(adapter)[0].merge_and_unload())
         found = embeddings(load_pretrained(tmp_path / "merged")[0])
         assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
+        card = ModelCard.load(tmp_path / "merged" / "README.md")
+        assert (card.data.base_model, card.data["base_model_relation"]) == (base_on_hub, "finetune")
+        assert card.data.eval_results == ModelCard.load(adapter / "README.md").data.eval_results
+        assert f"`{base_on_hub}` with the adapter `{name}`" in card.text
+        assert 'load_pretrained(".")' in card.text
         for other, words in ((base_on_hub, "is a checkpoint and no adapter"), ("acme/nothing", "no such repository")):
             fails(client.command("adapter", "merge", other, "--output_dir", tmp_path / "other"), other, words)
 
