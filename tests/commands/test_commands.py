@@ -23,7 +23,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from picklescan.scanner import scan_directory_path
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -40,6 +39,7 @@ from fusionmatch.training.adapters import four_bit_config
 from fusionmatch.training.pipeline import fit
 
 from ..core.tiny import tiny_config, tiny_model, tiny_processor, tower_config
+from ..hub.checks import pickles
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,20 @@ def test_adapt_writes_adapter_metrics_report_and_quarantine(adapter, shop, capsy
     assert len(quarantined) == 6
 
 
-def test_nothing_of_an_adaptation_is_a_pickle(adapter, base, tmp_path):
-    # Checkpoints of a running training hold what transformers' Trainer writes.
+def test_nothing_that_is_kept_is_a_pickle(adapter, base, shop, tmp_path):
+    # `checkpoint-*` are those of a running training: beside the weights they hold the state that transformers' own
+    # Trainer pickles, which only the training reads again.
     left = shutil.copytree(adapter, tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
-    for folder in (left, base):
-        found = scan_directory_path(folder)
-        assert (found.scanned_files, found.scan_err) == (0, False)
-    torch.save({"a": 1}, left / "weights.safetensors.pt")
-    assert scan_directory_path(left).scanned_files == 1
+    merged, index, space = (tmp_path / name for name in ("merged", "index", "space"))
+    assert main(["adapter", "merge", str(adapter), "--output_dir", str(merged)]) == 0
+    model = ["--model_name_or_path", str(merged)]
+    search = ["search", *model, "--catalogue", str(shop), "--index_dir", str(index), "--query", "a mug"]
+    assert main(search) == 0
+    assert main(["demo", str(shop), *model, "--space_dir", str(space)]) == 0
+    for folder in (left, base, merged, index, space):
+        assert pickles(folder) == (0, set()), folder
+    torch.save({"a": 1}, left / "weights.pt")
+    assert pickles(left) == (1, {"weights.pt"})
 
 
 def test_the_report_stands_alone(adapter):

@@ -13,7 +13,10 @@
 # limitations under the License.
 """What the tests of pushing and loading share: what a folder on the Hub holds, and what a process says of it."""
 
+import re
+
 import torch
+from picklescan.scanner import scan_directory_path
 from safetensors.torch import load_file
 
 from ..core.tiny import tiny_inputs
@@ -40,6 +43,16 @@ EMBED = """if True:
     save_file({key: outputs[key].contiguous() for key in ("image_embeds", "text_embeds")}, output)
     print(type(model).__name__, type(processor).__name__, model.config.name_or_path)
 """
+
+
+def pickles(folder):
+    """Of the files at any depth, those that picklescan would scan, and those that begin as a pickle or an archive."""
+    found = scan_directory_path(folder)
+    assert not found.scan_err
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    starts = {path.name for path in files if re.match(rb"\x80[\x02-\x05]|PK\x03\x04", path.read_bytes()[:4])}
+    return found.scanned_files, starts
 
 
 def embeddings(model):

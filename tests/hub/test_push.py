@@ -35,6 +35,7 @@ from .checks import (
     PRIVATE,
     embeddings,
     fails,
+    pickles,
     same,
 )
 from .client import ROOT, hub_environment
@@ -194,6 +195,14 @@ class TestAdapter:
         left_out = printed.split("Left out:")[1]
         for line in (*PRIVATE, *LEFTOVERS, "checkpoint-3", "feature_cache"):
             assert re.search(rf"^  {re.escape(line)} ", left_out, re.MULTILINE), line
+
+    def test_nothing_that_arrived_is_a_pickle(self, adapter_on_hub, base_on_hub, hub, tmp_path):
+        for name in (adapter_on_hub[0], base_on_hub):
+            folder = tmp_path / name
+            folder.mkdir(parents=True)
+            for path, content in hub.files(name).items():
+                (folder / path).write_bytes(content)
+            assert pickles(folder) == (0, set())
 
     def test_says_where_on_the_hub_its_base_is(self, adapter_on_hub, hub, adapter, base_on_hub, base):
         files = hub.files(adapter_on_hub[0])
