@@ -22,13 +22,13 @@ from huggingface_hub import ModelCard
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 
 from ..core.tiny import tiny_model, tiny_processor
+from .checks import CHECKPOINT, PROCESSOR
 from .loopback_hub import Fault
 
 
 pytestmark = pytest.mark.usefixtures("no_token_anywhere")
 
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "disable_tqdm": True, "use_cpu": True}
-PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 STATE = {
     *("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
     *("loss_weighting.safetensors", "clock.safetensors"),
@@ -245,5 +245,5 @@ def test_a_push_that_fails_on_the_way_does_not_end_the_training(client, hub, bas
     titles = [commit.title for commit in hub.repositories["models", "acme/unlucky"].commits[1:]]
     assert titles == ["End of training"]
     # No adapter but all weights, and public, as transformers has it.
-    assert hub.files("acme/unlucky").keys() == {"config.json", "model.safetensors", "README.md"} | PROCESSOR
+    assert hub.files("acme/unlucky").keys() == CHECKPOINT | {"README.md"}
     assert not hub.repositories["models", "acme/unlucky"].private
