@@ -19,6 +19,7 @@ compared; and how long pushing and pulling takes beside plain huggingface_hub.
 
     python benchmarks/hub.py --base base --catalogue products.csv
 
+With `--fresh` what loads without FusionMatch is an environment of its own, made for it, that never had FusionMatch.
 Further options go to `fusionmatch adapt` as they are.
 """
 
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import venv
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -37,7 +39,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.hub.client import Client, hub_environment
+from tests.hub.client import ROOT, Client, hub_environment
 from tests.hub.loopback_hub import Fault, LoopbackHub
 
 
@@ -76,8 +78,15 @@ EMBED = """if True:
     import sys, torch
     from safetensors.torch import save_file
     name, output, how = sys.argv[1:]
-    if how == "alone":
-        sys.modules["fusionmatch"] = None  # importing it is an ImportError, also where it is installed
+    if how in ("alone", "fresh"):
+        if how == "alone":
+            sys.modules["fusionmatch"] = None  # importing it is an ImportError, also where it is installed
+        try:
+            import fusionmatch
+        except ImportError:
+            pass
+        else:
+            raise SystemExit("fusionmatch can be imported")
         from transformers import AutoModel, AutoProcessor
         model = AutoModel.from_pretrained(name, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -99,6 +108,24 @@ EMBED = """if True:
 def embeddings(client: Client, name: str | Path, folder: Path, how: str = "") -> dict:
     output = folder / "found.safetensors"
     client.run(EMBED, name, output, how)
+    return load_file(output)
+
+
+def fresh_python(work: Path) -> Path:
+    """The Python of an environment that holds, in the tested versions, what remote code needs, and no FusionMatch."""
+    folder = work / "fresh"
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    needed = ("torch", "transformers", "safetensors", "pillow")
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *needed], check=True)
+    return python
+
+
+def embeddings_fresh(python: Path, environment: dict[str, str], name: str, folder: Path) -> dict:
+    output = folder / "found.safetensors"
+    # The path of the checkout would bring FusionMatch back.
+    environment = {key: value for key, value in environment.items() if key != "PYTHONPATH"}
+    subprocess.run([python, "-c", EMBED, name, output, "fresh"], env=environment, cwd=folder, check=True)
     return load_file(output)
 
 
@@ -127,8 +154,19 @@ def killed_then_pushed(hub: LoopbackHub, client: Client, name: str, first: list[
     )
 
 
-def chain(hub: LoopbackHub, client: Client, base: Path, catalogue: Path, options: list[str], work: Path) -> None:
-    """Pushes a base, trains and pushes an adapter, and compares what comes back."""
+def chain(
+    hub: LoopbackHub,
+    client: Client,
+    base: Path,
+    catalogue: Path,
+    options: list[str],
+    work: Path,
+    fresh: dict[str, str] | None,
+) -> None:
+    """
+    Pushes a base, trains and pushes an adapter, and compares what comes back; with the environment of `fresh` also by
+    a Python that never had FusionMatch.
+    """
     push = ["push", base, "acme/base", "--include_code", "True"]
     killed_then_pushed(hub, client, "acme/base", push, push)
     adapter = work / "adapter"
@@ -144,6 +182,15 @@ def chain(hub: LoopbackHub, client: Client, base: Path, catalogue: Path, options
     ):
         gap = difference(embeddings(client, name, work, how), local[path])
         print(f"{title}: embeddings differ from those of the folder by at most {gap:.1e}.")
+    if fresh is not None:
+        python = fresh_python(work)
+        gap = difference(embeddings_fresh(python, fresh, "acme/base", work), local[base])
+        command = [python, "-m", "pip", "list", "--format", "freeze"]
+        held = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        print(
+            f"base by name in a fresh environment of {len(held)} packages without FusionMatch: embeddings differ from "
+            f"those of the folder by at most {gap:.1e}."
+        )
     print(f"For comparison, adapter and base differ by {difference(local[base], local[adapter]):.2f}.")
 
 
@@ -158,6 +205,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--catalogue", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--fresh", action="store_true")
     args, options = parser.parse_known_args()
     base = args.base.resolve()
     with LoopbackHub() as hub, tempfile.TemporaryDirectory() as folder:
@@ -166,7 +214,8 @@ def main() -> None:
         (work / "client").mkdir()
         client = Client(environment, work / "client")
         try:
-            chain(hub, client, base, args.catalogue.resolve(), options, work)
+            fresh = environment if args.fresh else None
+            chain(hub, client, base, args.catalogue.resolve(), options, work, fresh)
         finally:
             client.close()
         megabytes = sum(path.stat().st_size for path in base.iterdir() if path.is_file()) / 1e6
