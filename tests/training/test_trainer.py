@@ -170,6 +170,8 @@ def test_waiting_for_data_is_said_once_and_early(monkeypatch, caplog):
         assert caplog.text.count("waits for its data 40% of the time") == (step >= 50)
         with wait.waiting():
             clock.now += 4
+            with wait.apart():
+                clock.now += 50
         clock.now += 6
         wait.on_step_end(args, None, None)
         clock.now += 100  # an evaluation
@@ -300,6 +302,13 @@ def test_bf16_on_a_cpu(splits, processor, tmp_path):
         found[bf16] = losses(trainer)
     assert found[True] != found[False]
     assert found[True] == pytest.approx(found[False], rel=0.02)
+
+
+@pytest.mark.parametrize("what", ["full", "bf16", "frozen", "another processor"])
+def test_bf16_is_advised_where_the_processor_has_it(what, model, splits, processor, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": what != "another processor"})
+    make_trainer(freeze_towers(model) if what == "frozen" else model, splits, processor, tmp_path, bf16=what == "bf16")
+    assert ("with `--bf16 True` a LoRA training" in caplog.text) == (what == "full")
 
 
 def test_cached_features_can_be_pinned(model, monkeypatch):
