@@ -191,8 +191,8 @@ def _load_checkpoint(
     ranks = FusionMatchForImageTextRetrieval.__name__ in (architectures or ()) and ranking_stage is not False
     auto = FusionMatchForImageTextRetrieval if ranks else AutoModel
     # Otherwise transformers raises an error that names neither the weights nor what to do.
-    loading = {"ignore_mismatched_sizes": True} | kwargs
-    model, report = auto.from_pretrained(folder, **loading, use_safetensors=True, output_loading_info=True)
+    loading = {"ignore_mismatched_sizes": True} | kwargs | {"use_safetensors": True, "output_loading_info": True}
+    model, report = auto.from_pretrained(folder, **loading)
     if report["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
         key, found, wanted = min(report["mismatched_keys"])
         raise UnsafeFolderError(
@@ -263,11 +263,12 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
             # In another precision the same base has other bytes, so it is read once more for them.
             loading = {key: value for key, value in loading.items() if key not in _PLACING} | {"dtype": noted}
             compared, _ = _load_checkpoint(base_path, base_folder, **loading)
-        found = fingerprint(compared)
-        if made_on["dtype"] != precision(compared):
+        found, kept_in = fingerprint(compared), precision(compared)
+        del compared  # the second of two, perhaps
+        if made_on["dtype"] != kept_in:
             logger.warning(
                 f"The adapter {name} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
-                f"{precision(compared)}: whether the two are the same base cannot be told."
+                f"{kept_in}: whether the two are the same base cannot be told."
             )
         elif made_on["fingerprint"] != found:
             raise ValueError(
@@ -286,9 +287,12 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
         expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     except KeyError as error:
         # PEFT looks up the weights of modules that an adapter carries whole.
-        expected = set(error.args)
+        model, expected = None, set(error.args)
     with safe_open(path / ADAPTER_WEIGHTS_FILE, "pt") as weights:
-        _check_none_missing(name, expected - set(weights.keys()))
+        missing = expected - set(weights.keys())
+    if model is None and not missing:
+        raise UnsafeFolderError(f"{name} does not fit its base: PEFT found no place for {', '.join(expected)}.")
+    _check_none_missing(name, missing)
     # Modules that the adapter carries whole are trained now; merged, the model must not count as fresh.
     carried = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
     base.config.untrained_modules = [name for name in base.config.untrained_modules if name not in carried]

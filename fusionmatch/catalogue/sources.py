@@ -13,7 +13,6 @@
 # limitations under the License.
 """Reading what companies keep: CSV, JSON lines and Parquet files, folders of pictures, hub datasets."""
 
-import codecs
 import csv
 import glob
 import io
@@ -33,6 +32,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .encodings import find_encoding
 from .excel import workbook_as_csv
 from .quarantine import QuarantinedRow
 from .splits import SPLITS, split_name
@@ -54,12 +54,7 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 # Half of an emoji perhaps, left by an export that cuts texts to a length; whole ones have two halves.
 _HALF = re.compile(r"\\u[dD]")
-# Bytes that are decoded at a time to find the encoding.
-_BLOCK = 2**20
 _LONGEST_CELL = 2**24
-_FULL_WIDTH_KANA = re.compile("[ぁ-んァ-ヺ]")
-# Two Chinese characters in a row, with half-width kana around them perhaps.
-_KANJI = re.compile("[ｦ-ﾟ]*[一-龠]{2,}[一-龠ｦ-ﾟ]*")
 
 
 @dataclass
@@ -218,61 +213,8 @@ def _inside(files: list[Path], folder: Path) -> list[Path]:
 def _read_text_table(file: Path, split: str | None) -> Source:
     comma_separated = file.suffix.lower() in (".csv", ".tsv")
     # Not every kind of line end: JSON strings may hold separators such as U+2028, and quoted cells line breaks.
-    with file.open(encoding=_encoding(file), newline="" if comma_separated else "\n") as stream:
+    with file.open(encoding=find_encoding(file), newline="" if comma_separated else "\n") as stream:
         return (_read_csv if comma_separated else _read_json)(stream, file, split)
-
-
-def _encoding(file: Path) -> str:
-    with file.open("rb") as stream:
-        start = stream.read(2)
-    encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    try:
-        for _ in _decoded(file, encoding):
-            pass
-        return encoding
-    except UnicodeDecodeError:
-        pass
-    try:
-        # All of it, found or not: it has to be cp932 to the end.
-        japanese = sum(_is_japanese(text) for text in _decoded(file, "cp932"))
-    except UnicodeDecodeError:
-        japanese = 0
-    if japanese:
-        logger.warning(f"'{file.name}' is not UTF-8; it was read as Japanese (cp932, Shift-JIS).")
-        return "cp932"
-    data = file.read_bytes()
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"'{file}' is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: line {line} holds bytes it does not "
-            "allow. Save the file as UTF-8 (in a spreadsheet: 'CSV UTF-8')."
-        ) from error
-    return encoding
-
-
-def _is_japanese(text: str) -> bool:
-    """
-    Whether text that decodes as cp932 is meant to. Western and Cyrillic text may do so too, into nonsense, but not
-    into full-width kana, nor mostly into words of two and more common Chinese characters (level 1 of JIS, whose first
-    byte is a control character elsewhere).
-    """
-    if _FULL_WIDTH_KANA.search(text):
-        return True
-    words = (word for word in _KANJI.findall(text))
-    common = sum(
-        len(w) for w in words if all(0x88 <= c.encode("cp932")[0] <= 0x97 for c in w if c >= "一" and c <= "龠")
-    )
-    return common > sum(not letter.isascii() for letter in text) / 2
-
-
-def _decoded(file: Path, encoding: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
 
 
 def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | None = None) -> Source:
@@ -293,7 +235,7 @@ def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | Non
     if not any(header):
         raise ValueError(f"'{file}' is empty: the first line must name the columns.")
     # Spreadsheets write columns that are empty from the first line to the last.
-    unnamed = {place for place, name in enumerate(header) if not name}
+    unnamed = {place: 0 for place, name in enumerate(header) if not name}
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
         raise ValueError(f"'{file}' names a column twice: {', '.join(map(repr, doubled))}. Rename one of them.")
@@ -308,6 +250,8 @@ def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | Non
                 continue
             if len(cells) == len(header):
                 rows.append(number)
+                for place in unnamed:
+                    unnamed[place] += bool(cells[place].strip())
                 yield [cell for place, cell in enumerate(cells) if place not in unnamed] if unnamed else cells
                 continue
             value, detail = delimiter.join(cells), f"line {line}: {len(cells)} in place of {len(header)}"
@@ -316,6 +260,12 @@ def _read_csv(lines: TextIO, file: Path, split: str | None, delimiter: str | Non
     names = [name for name in header if name]
     parts = keep(_to_table(some, names) for some in in_chunks(whole()))
     table = pa.concat_tables(part.table for part in parts) if parts else _to_table([], names)
+    for place, count in unnamed.items():
+        if count:
+            logger.warning(
+                f"'{file.name}': column {place + 1} has no name and is left out, with what {count:,} rows say in it. "
+                "Name it in the first line."
+            )
     return Source(table, Places([(file.name, rows)]), file.parent.resolve(), split, faults=faults)
 
 
@@ -324,7 +274,7 @@ def _csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[
     The line that each row begins on, its cells, and nothing. Where a quotation mark is opened and not closed, or
     stands amid a cell that has some around it: no cells, and the line itself; what follows it is read anew.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_LONGEST_CELL)  # of the whole process: a reader cannot have one of its own
     rest, number = iter(lines), 0
     # Lines of the row that is being read, and those that are to be read anew.
     read, again = deque[str](), deque[str]()

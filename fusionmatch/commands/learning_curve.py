@@ -23,7 +23,7 @@ from torch import nn
 
 from ..evaluation.intervals import Interval
 from ..training.learning_curve import CurvePoint, draw_learning_curve, learning_curve
-from ..training.pipeline import METRICS_FILE
+from ..training.pipeline import METRICS_FILE, write_json
 from .adapt import AdaptTrainingArguments
 from .arguments import CommandParser, DataArguments, LoraArguments, ModelArguments
 from .models import load_base
@@ -130,10 +130,7 @@ def _check_settings(folder: Path, settings: dict[str, Any], main_process: bool) 
             )
     elif main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        # A half-written file never gets the final name.
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, settings)
 
 
 def _line(point: CurvePoint) -> str:

@@ -336,8 +336,8 @@ def card_for_hub(card: str, repo_id: str, base: str | None = None) -> str:
             Hub name of an adapter's base, which the metadata links to.
 
     Returns:
-        `str`: the card, by which one loads from the Hub. One that was rendered here bears the repository's name in
-        place of the folder's, and an adapter's names the base on the Hub.
+        `str`: the card, by which one loads from the Hub. One with results that was rendered here bears the
+        repository's name in place of the folder's, and an adapter's names the base on the Hub.
     """
     card = card.replace(_FROM_FOLDER, f'load_pretrained("{repo_id}")')
     if base is not None:

@@ -195,7 +195,7 @@ def push_folder(
         coded = include_code or any(path.suffix == ".py" for path in files.values())
         contents |= _code_for_hub(folder) if coded else _without_code(files)
         if "modules.json" not in files:
-            contents |= SENTENCE_TRANSFORMERS_FILES
+            contents = SENTENCE_TRANSFORMERS_FILES | contents
     if resume_path is not None:
         again = {name: content for name, content in contents.items() if _fits(name, _MODEL_PATTERNS)}
         contents |= {f"{resume_path}/{name}": each for name, each in (again | _state_for_hub(folder)).items()}

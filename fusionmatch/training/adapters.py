@@ -307,7 +307,7 @@ def embed_mixed_batch(model: "PeftModel", adapter_names: Sequence[str], **inputs
     rows = {name: len(value) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
     if any(count != len(adapter_names) for count in rows.values()):
         raise ValueError(f"`adapter_names` has {len(adapter_names)} rows, the inputs have {rows}. Name one for each.")
-    was_training, active = model.training, model.active_adapter
+    modes, active = {module: module.training for module in model.modules()}, model.active_adapter
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     merged: dict[str, torch.Tensor] = {}
     model.eval()
@@ -330,7 +330,8 @@ def embed_mixed_batch(model: "PeftModel", adapter_names: Sequence[str], **inputs
         model.set_adapter(active, inference_mode=True)
         for parameter in trained:
             parameter.requires_grad_(True)
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     return FusionMatchOutput(**merged)
 
 

@@ -54,11 +54,8 @@ class EpochCallback(TrainerCallback):
 
 class Clock(TrainerCallback):
     """
-    Seconds that a training took, those before it was gone on with among them; checkpoints keep them.
-
-    Args:
-        before (`float`): Seconds before the first step: of what was prepared, and up to the checkpoint that the
-            training goes on from.
+    Seconds that a training took, those before it was gone on with among them; checkpoints keep them. `before` are
+    those before the first step: of what was prepared, and up to the checkpoint that the training goes on from.
     """
 
     def __init__(self) -> None:
@@ -81,6 +78,9 @@ class DataWait(TrainerCallback):
     """Says once that steps wait for their data. Evaluations and checkpoints are no part of the time that counts."""
 
     def __init__(self) -> None:
+        self.on_train_begin()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._waited = self._taken = self._begin = 0.0
         self._steps = 0
         self._said = False

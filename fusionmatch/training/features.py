@@ -16,6 +16,7 @@
 import contextlib
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -253,6 +254,11 @@ class TowerFeatureCache:
             folder.mkdir(parents=True, exist_ok=True)
             was_training = model.training
             model.eval()
+            for path in folder.glob("*.partial"):
+                # What a run left that was killed; a shard takes no day to write.
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > 86_400:
+                        path.unlink()
             with tqdm(total=rows, desc=description, unit="row", disable=disable_tqdm) as bar:
                 for i, paths in enumerate(missing):
                     start, end = i * SHARD_ROWS, min((i + 1) * SHARD_ROWS, rows)

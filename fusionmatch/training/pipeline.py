@@ -127,8 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    # A run that is killed here leaves the file as it was.
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file; a process that is killed here leaves the file as it was."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -279,7 +279,7 @@ def fit(
         logger.warning(f"Going on from {checkpoint}.")
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / RUN_FILE, key)
+        write_json(folder / RUN_FILE, key)
 
     start = time.perf_counter()
     trainer = FusionMatchTrainer(
@@ -302,7 +302,7 @@ def fit(
         trainer.train(resume_from_checkpoint=checkpoint)
     except TrainingStoppedError as error:
         if args.should_save:
-            _write(folder / RUN_FILE, key | {_STOPPED: str(error)})
+            write_json(folder / RUN_FILE, key | {_STOPPED: str(error)})
         raise
     seconds = trainer.clock.before + time.perf_counter() - start
     # Without metrics of its last step the run was stopped after it, and is measured now.
@@ -341,7 +341,7 @@ def fit(
         result.before_queries.save(folder / QUERIES_BEFORE_FILE)
         result.after_queries.save(folder / QUERIES_FILE)
         # Last: it says that the run is whole.
-        _write(folder / METRICS_FILE, metrics)
+        write_json(folder / METRICS_FILE, metrics)
     return result
 
 

@@ -262,11 +262,14 @@ def test_a_row_with_a_stray_quotation_mark_is_left_out_and_no_other(shop):
     assert (intake.rows_read, intake.rows_used) == (4, 2)
 
 
-def test_a_column_without_a_name_and_a_very_long_cell(shop):
+def test_a_column_without_a_name_and_a_very_long_cell(shop, caplog):
     (shop / "a.csv").write_text(f"file_name,,text,\n0.png,x,{'long ' * 40_000},\n")
     intake = read_catalogue(shop / "a.csv")
     assert len(intake.dataset["texts"][0][0]) == 199_999
     assert "" not in intake.dataset.column_names
+    assert [line for line in caplog.messages if "column" in line and "no name" in line] == [
+        "'a.csv': column 2 has no name and is left out, with what 1 rows say in it. Name it in the first line."
+    ]
 
 
 def test_a_table_that_leads_out_of_its_folder(shop, tmp_path_factory):
