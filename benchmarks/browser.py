@@ -38,8 +38,8 @@ from fusionmatch.report.rollout import Rollout, write_template
 
 PORT = 7861
 WIDTHS = {"phone": 390, "desktop": 1280}
-# Headings whose words are wider than their cell, and so lie over the next one.
-CROWDED = "[...document.querySelectorAll('th')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+# Cells whose words are wider than they are, and so lie over the next one.
+CROWDED = "[...document.querySelectorAll('th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
 BROKEN = "[...document.images].filter(e => !e.naturalWidth).length"
 WIDER = "document.scrollingElement.scrollWidth - window.innerWidth"
 
@@ -82,7 +82,7 @@ def reports(look: Look, browser: Browser, run: Path) -> None:
             with look.page(browser, what, width, path.as_uri()) as page:
                 page.goto(path.as_uri())
                 look.say(f"{what}: not wider than the window", page.evaluate(WIDER) <= 0, page.evaluate(WIDER))
-                look.say(f"{what}: headings fit", not page.evaluate(CROWDED), page.evaluate(CROWDED)[:3])
+                look.say(f"{what}: words fit their cells", not page.evaluate(CROWDED), page.evaluate(CROWDED)[:3])
                 look.say(f"{what}: every picture shows", not page.evaluate(BROKEN), page.evaluate(BROKEN))
                 page.screenshot(path=look.output_dir / f"report-{language}-{name}.png", full_page=True)
                 if name == "desktop":
