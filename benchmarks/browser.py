@@ -39,7 +39,9 @@ from fusionmatch.report.rollout import Rollout, write_template
 PORT = 7861
 WIDTHS = {"phone": 390, "desktop": 1280}
 # Cells whose words are wider than they are, and so lie over the next one.
-CROWDED = "[...document.querySelectorAll('th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+CROWDED = (
+    "[...document.querySelectorAll('th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+)
 BROKEN = "[...document.images].filter(e => !e.naturalWidth).length"
 WIDER = "document.scrollingElement.scrollWidth - window.innerWidth"
 
