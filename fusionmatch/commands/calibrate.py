@@ -19,8 +19,12 @@ from pathlib import Path
 
 from ..evaluation.calibration import (
     Calibration,
+    Calibrations,
+    HeldOut,
+    PairCalibration,
     calibration_error,
     first_hits,
+    held_out_pairs,
     precision_and_coverage,
     save_calibration,
 )
@@ -35,6 +39,9 @@ class CalibrateArguments:
 
     carried: float = field(
         default=0.5, metadata={"help": "Share of the searches that look for something the catalogue has, in (0, 1]."}
+    )
+    matched: float = field(
+        default=0.5, metadata={"help": "Share of the pairs that belong together, where pairs are judged, in (0, 1)."}
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for `calibration.json`; defaults to the model's own."}
@@ -77,7 +84,7 @@ def run(argv: list[str]) -> None:
             "t2i": [row for row, pair in texts if pair in pairs],
             "i2t": [row for row, image_id in enumerate(intake.dataset["image_id"]) if image_id in ids],
         }
-    calibrations = {}
+    calibrations = Calibrations()
     for direction, (queries, products, gallery, offered) in sides.items():
         hits = {}
         for name in ("validation", "test"):
@@ -88,17 +95,42 @@ def run(argv: list[str]) -> None:
         print(
             f"\n{asked.capitalize()} as queries, among {len(gallery):,} {among}: fitted on {each.queries:,} {asked} "
             f"of validation products, measured on {len(hits['test'].own):,} of test products.\n"
-            f"{args.carried:.0%} of the searches are taken to look for something that is carried.\n"
-            f"Calibration error {calibration_error(each, hits['test']):.3f}\n"
-            f"{'wanted precision':>17} {'from':>10} {'precision':>10} {'carried, answered':>19}"
+            f"{args.carried:.0%} of the searches are taken to look for something that is carried."
         )
-        for wanted, threshold in each.thresholds.items():
-            precision, coverage = precision_and_coverage(each, hits["test"], float(wanted))
-            if threshold is None:
-                print(f"{float(wanted):>17.0%} {'none':>10}   no hit is sure enough")
-            else:
-                shown = "no hits" if math.isnan(precision) else f"{precision:.1%}"
-                print(f"{float(wanted):>17.0%} {threshold:>10.1%} {shown:>10} {coverage:>19.1%}")
+        show(each, hits["test"], "hit", "carried, answered")
+    held_out = {}
+    for name, rows in chosen.items():
+        held_out[name] = held_out_pairs(
+            found.image_embeds[rows["i2t"]],
+            [found.image_products[row] for row in rows["i2t"]],
+            found.text_embeds[rows["t2i"]],
+            [found.text_products[row] for row in rows["t2i"]],
+            [found.texts[row] for row in rows["t2i"]],
+        )
+    of_pairs = calibrations["pairs"] = PairCalibration.fit(held_out["validation"], args.matched)
+    print(
+        f"\nPairs: fitted on {of_pairs.pictures:,} pictures of validation products, each with all texts of these.\n"
+        f"{args.matched:.0%} of the pairs are taken to belong together."
+    )
+    show(of_pairs, held_out["test"], "pair", "right ones, above")
     path = save_calibration(folder, calibrations, model)
     where = "" if args.output_dir is None else f" with `--calibration_dir {args.output_dir}`"
-    print(f"\nWritten: {path}. `fusionmatch search`{where} shows probabilities of what is found for a text.")
+    print(
+        f"\nWritten: {path}. `fusionmatch search`{where} shows probabilities of what is found for a text, "
+        "`fusionmatch listings` and `fusionmatch explain` those of pairs."
+    )
+
+
+def show(calibration: Calibration | PairCalibration, held_out: HeldOut, what: str, covered: str) -> None:
+    """Prints what a calibration is worth on the test products."""
+    print(
+        f"Calibration error {calibration_error(calibration, held_out):.3f}\n"
+        f"{'wanted precision':>17} {'from':>10} {'precision':>10} {covered:>19}"
+    )
+    for wanted, threshold in calibration.thresholds.items():
+        precision, coverage = precision_and_coverage(calibration, held_out, float(wanted))
+        if threshold is None:
+            print(f"{float(wanted):>17.0%} {'none':>10}   no {what} is sure enough")
+        else:
+            shown = f"no {what}s" if math.isnan(precision) else f"{precision:.1%}"
+            print(f"{float(wanted):>17.0%} {threshold:>10.1%} {shown:>10} {coverage:>19.1%}")

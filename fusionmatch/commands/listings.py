@@ -15,11 +15,11 @@
 
 from dataclasses import dataclass, field
 
-from ..evaluation.mismatches import suspicious_listings, tower_vectors
+from ..evaluation.mismatches import pair_probabilities, suspicious_listings, tower_vectors
 from ..report.listings import write_listings
 from ..report.words import Words
 from .arguments import CommandParser, DataArguments, ModelArguments
-from .models import load_model
+from .models import CalibrationArguments, load_model
 
 
 @dataclass
@@ -39,12 +39,18 @@ class ListingsArguments:
 
 def run(argv: list[str]) -> None:
     """Looks at every pair and writes the page."""
-    parser = CommandParser((ModelArguments, DataArguments, ListingsArguments), "listings", positional="catalogue")
-    model_args, data_args, args = parser.parse(argv)
+    arguments = (ModelArguments, DataArguments, CalibrationArguments, ListingsArguments)
+    model_args, data_args, calibration_args, args = CommandParser(arguments, "listings", "catalogue").parse(argv)
     intake = data_args.read()
     model, processor = load_model(model_args)
+    pairs = calibration_args.load(model_args, model).get("pairs")
+    sure = (
+        None
+        if pairs is None
+        else pair_probabilities(model, processor, intake.dataset, pairs, disable_tqdm=args.disable_tqdm)
+    )
     vectors = tower_vectors(model, processor, intake.dataset, disable_tqdm=args.disable_tqdm)
-    listings = suspicious_listings(*vectors, list(intake.dataset["product"]))
+    listings = suspicious_listings(*vectors, list(intake.dataset["product"]), probabilities=sure)
     page, table = write_listings(args.output_dir, listings, intake, data_args.name, args.language, args.most)
     swapped = sum(1 for listing in listings if listing.swapped_with is not None)
     print(

@@ -16,6 +16,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from huggingface_hub.constants import HF_HOME
 from torch import nn
 
 from .. import __version__
+from ..evaluation.calibration import Calibrations, load_calibration
 from ..loading import load_pretrained
+from ..repository import SETTINGS_PATTERNS, fetch
 from ..training.adapters import peft_base
 from .arguments import ModelArguments
 
@@ -53,6 +56,28 @@ def load_model(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
             "checkpoint, dropouts and the like may differ."
         ) from error
     return model.to(PartialState().device), processor
+
+
+@dataclass
+class CalibrationArguments:
+    """Where probabilities come from."""
+
+    calibration_dir: str | None = field(
+        default=None, metadata={"help": "Folder of `calibration.json`; defaults to the model's own."}
+    )
+
+    def load(self, model_args: ModelArguments, model: nn.Module) -> Calibrations:
+        """
+        What `fusionmatch calibrate` wrote for a model; empty where there is none.
+
+        Raises:
+            `ValueError`: it is of other weights.
+        """
+        folder, name = self.calibration_dir, model_args.model_name_or_path
+        if folder is None and name is not None:
+            # Of a name on the Hub it came along with the settings.
+            folder = fetch(name, SETTINGS_PATTERNS, revision=model_args.model_revision)
+        return Calibrations() if folder is None else load_calibration(folder, model)
 
 
 def load_base(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:

@@ -19,11 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..evaluation.calibration import load_calibration
-from ..repository import SETTINGS_PATTERNS, fetch
 from ..search import CatalogueIndex
 from .arguments import CommandParser, DataArguments, ModelArguments
-from .models import load_model
+from .models import CalibrationArguments, load_model
 
 
 @dataclass
@@ -40,9 +38,6 @@ class SearchArguments:
         default=None,
         metadata={"help": "Say that a text is not carried where no hit is sure enough for it (0.8, 0.9, 0.95, 0.99)."},
     )
-    calibration_dir: str | None = field(
-        default=None, metadata={"help": "Folder of `calibration.json`; defaults to the model's own."}
-    )
     index_dir: str | None = field(
         default=None, metadata={"help": "Folder of the embedded catalogue: used if it is there, else written."}
     )
@@ -52,7 +47,8 @@ class SearchArguments:
 
 def run(argv: list[str]) -> None:
     """Searches a catalogue by text and by picture."""
-    model_args, data_args, args = CommandParser((ModelArguments, DataArguments, SearchArguments), "search").parse(argv)
+    parser = CommandParser((ModelArguments, DataArguments, CalibrationArguments, SearchArguments), "search")
+    model_args, data_args, calibration_args, args = parser.parse(argv)
     queries = [(text, text) for text in args.query or []]
     for path in args.image or []:
         if not Path(path).is_file():
@@ -70,11 +66,7 @@ def run(argv: list[str]) -> None:
         )
         if args.index_dir:
             index.save_pretrained(args.index_dir)
-    folder, name = args.calibration_dir, model_args.model_name_or_path
-    if folder is None and name is not None:
-        # Of a name on the Hub it came along with the settings; one of other weights is refused.
-        folder = fetch(name, SETTINGS_PATTERNS, revision=model_args.model_revision)
-    index.calibration = None if folder is None else load_calibration(folder, model).get("t2i")
+    index.calibration = calibration_args.load(model_args, model).get("t2i")
     threshold = None
     if args.precision is not None:
         if index.calibration is None:

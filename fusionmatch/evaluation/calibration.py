@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a similarity to the probability that the first hit of a search is right, and to *not carried*."""
+"""From a similarity to the probability that a first hit is right, or that a picture and a text belong together."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -32,8 +32,33 @@ CALIBRATION_FILE = "calibration.json"
 PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 FEWEST_QUERIES = 20
 _ROWS = 1024
+# Texts of other products that a held-out picture is compared with.
+_OTHERS = 200
 # Hits that the probabilities count for beside the ones that were seen.
 _SAID = 10
+
+
+class Outcomes(NamedTuple):
+    """
+    What was seen on held-out data, a row each.
+
+    Args:
+        features (`np.ndarray` of shape `(n, features)`): What probabilities are made of.
+        right (`np.ndarray` of shape `(n,)`): Whether it is right.
+        weights (`np.ndarray` of shape `(n,)`): How often it happens; sums to one.
+        wanted (`np.ndarray` of shape `(n,)`): Whether a sure one is what is looked for: carried queries, right pairs.
+    """
+
+    features: np.ndarray
+    right: np.ndarray
+    weights: np.ndarray
+    wanted: np.ndarray
+
+
+class HeldOut(Protocol):
+    """Held-out queries ([`FirstHits`]) or pairs ([`Pairs`])."""
+
+    def outcomes(self, share: float) -> Outcomes: ...
 
 
 @dataclass
@@ -51,18 +76,15 @@ class FirstHits:
     own: np.ndarray
     others: np.ndarray
 
-    def outcomes(self, carried: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        Score of each first hit and its margin to the second product, (2 * queries, 2); whether it is right; how often
-        it happens, which sums to one.
-        """
+    def outcomes(self, share: float) -> Outcomes:
+        """Score of each first hit and its margin to the second product, of such a share of carried queries."""
         n = len(self.own)
         three = -np.sort(-np.column_stack([self.own, self.others]), axis=1)
         features = np.concatenate([_features(three), _features(self.others)])
         right = np.concatenate([self.own > self.others[:, 0], np.zeros(n, dtype=bool)])
-        weights = np.concatenate([np.full(n, carried), np.full(n, 1 - carried)]) / n
+        weights = np.repeat([share, 1 - share], n) / n
         happens = weights > 0
-        return features[happens], right[happens], weights[happens]
+        return Outcomes(features[happens], right[happens], weights[happens], (np.arange(2 * n) < n)[happens])
 
 
 def _features(best: np.ndarray) -> np.ndarray:
@@ -104,7 +126,97 @@ def first_hits(
 
 
 @dataclass
-class Calibration:
+class Pairs:
+    """
+    Similarities of pairs that belong together, and of pairs that do not.
+
+    Args:
+        own (`np.ndarray` of shape `(pairs,)`), others (`np.ndarray` of shape `(other pairs,)`):
+            Similarities.
+        own_weights, others_weights (`np.ndarray` of the same shapes):
+            What each counts, so that every picture counts one; they sum to the number of pictures.
+    """
+
+    own: np.ndarray
+    others: np.ndarray
+    own_weights: np.ndarray
+    others_weights: np.ndarray
+
+    def outcomes(self, share: float) -> Outcomes:
+        """Similarity of each pair, of such a share of pairs that belong together."""
+        right = np.arange(len(self.own) + len(self.others)) < len(self.own)
+        weights = np.concatenate([share * self.own_weights, (1 - share) * self.others_weights])
+        return Outcomes(np.concatenate([self.own, self.others])[:, None], right, weights / weights.sum(), right)
+
+
+def held_out_pairs(
+    image_embeds: torch.Tensor,
+    image_products: Sequence[str],
+    text_embeds: torch.Tensor,
+    text_products: Sequence[str],
+    texts: Sequence[str],
+) -> Pairs:
+    """
+    Every held-out picture with the texts of its own product, and with those of others, two hundred drawn where there
+    are more. A text that its own product has as well is no other one.
+
+    Args:
+        image_embeds, text_embeds (`torch.FloatTensor` of shape `(n, projection_dim)`):
+            Unit vectors.
+        image_products, text_products (`Sequence[str]`):
+            Their products.
+        texts (`Sequence[str]`):
+            The texts.
+
+    Raises:
+        `ValueError`: no picture has both.
+    """
+    rng = np.random.default_rng(0)
+    pictures_of, texts_of = _rows(image_products), _rows(text_products)
+    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for product, rows in pictures_of.items():
+        own = texts_of.get(product, [])
+        same = {texts[row] for row in own}
+        drawn = rng.choice(len(texts), min(2 * _OTHERS, len(texts)), replace=False)
+        other = [row for row in drawn.tolist() if texts[row] not in same][:_OTHERS]
+        if own and other:
+            for belongs, chosen in ((True, own), (False, other)):
+                found[belongs].append((image_embeds[rows] @ text_embeds[chosen].t()).double().numpy())
+    if not found[True]:
+        raise ValueError("A calibration of pairs needs pictures of at least two products with a text each.")
+    weights = ([np.full(each.size, 1 / each.shape[1]) for each in found[belongs]] for belongs in (True, False))
+    flat = (np.concatenate([each.ravel() for each in found[belongs]]) for belongs in (True, False))
+    return Pairs(*flat, *map(np.concatenate, weights))
+
+
+def _rows(products: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each product."""
+    rows: dict[str, list[int]] = {}
+    for row, product in enumerate(products):
+        rows.setdefault(product, []).append(row)
+    return rows
+
+
+class _Thresholds:
+    """What calibrations share: thresholds of their probability."""
+
+    thresholds: dict[str, float | None]
+
+    def threshold(self, precision: float) -> float | None:
+        """
+        The probability from which on what was found counts as right.
+
+        Raises:
+            `ValueError`: a precision without a threshold.
+        """
+        if f"{precision:g}" not in self.thresholds:
+            known = ", ".join(self.thresholds)
+            raise ValueError(f"There are thresholds for a precision of {known}, not {precision:g}.")
+        return self.thresholds[f"{precision:g}"]
+
+
+@dataclass
+class Calibration(_Thresholds):
     r"""
     The probability that the first hit of a search is right, $\sigma(a s + b m + c)$ of its similarity s and its margin
     m to the second product (Platt 1999, with the margin besides: alone, a similarity hardly tells the right product
@@ -140,50 +252,107 @@ class Calibration:
             `ValueError`: fewer than 20 queries, or a share that is none.
         """
         n = len(hits.own)
-        if n < FEWEST_QUERIES:
-            raise ValueError(
-                f"A calibration needs at least {FEWEST_QUERIES} held-out queries, there are {n}. Raise "
-                "`--validation_size`, or add products."
-            )
+        _check_enough(n, "queries")
         if not 0 < carried <= 1:
             raise ValueError(f"`carried` must be a share in (0, 1], got {carried}.")
-        features, right, weights = hits.outcomes(carried)
-        centre, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
-        x = (features - centre) / spread
-        # Platt's targets: never quite 0 or 1, so that separable queries do not make it certain.
-        positive, negative = n * weights[right].sum(), n * weights[~right].sum()
-        target = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
-
-        def loss(parameters: np.ndarray) -> float:
-            logits = x @ np.exp(parameters[:2]) + parameters[2]
-            return -(weights * (target * log_expit(logits) + (1 - target) * log_expit(-logits))).sum()
-
-        # Above 0: a nearer hit is never less sure. The bounds keep a useless feature from running away.
-        bounds = [(-8, 5), (-8, 5), (-50, 50)]
-        *logs, intercept = minimize(loss, np.zeros(3), method="L-BFGS-B", bounds=bounds).x
-        slopes = np.exp(logs) / spread
-        found = cls(*slopes.tolist(), float(intercept - slopes @ centre), carried, n)
-        probabilities = found.probability(*features.T)
-        found.thresholds = {
-            f"{wanted:g}": _threshold(probabilities, right, weights, n, wanted) for wanted in PRECISIONS
-        }
+        outcomes = hits.outcomes(carried)
+        found = cls(*_platt(outcomes, n), carried, n)
+        found.thresholds = _thresholds(found.probability(*outcomes.features.T), outcomes, n)
         return found
+
+    @property
+    def share(self) -> float:
+        """Share of what is looked for, that probabilities are of."""
+        return self.carried
 
     def probability(self, score: np.ndarray | float, margin: np.ndarray | float) -> np.ndarray:
         """Probability in (0, 1) that a first hit of such a similarity and margin is right."""
         return expit(self.score * np.asarray(score) + self.margin * np.asarray(margin) + self.intercept)
 
-    def threshold(self, precision: float) -> float | None:
+
+@dataclass
+class PairCalibration(_Thresholds):
+    r"""
+    The probability that a picture and a text belong together, $\sigma(a s + c)$ of their similarity s (Platt 1999).
+
+    Args:
+        score (`float`):
+            a, above 0.
+        intercept (`float`):
+            c.
+        matched (`float`):
+            Share of the pairs that belong together, in (0, 1), of those that are judged.
+        pictures (`int`):
+            Held-out pictures that it was fitted on.
+        thresholds (`dict[str, float | None]`):
+            For each wanted precision (`"0.95"`) the probability from which on a pair counts as belonging together;
+            `None` where no pair was sure enough.
+    """
+
+    score: float
+    intercept: float
+    matched: float
+    pictures: int
+    thresholds: dict[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, held_out: Pairs, matched: float = 0.5) -> "PairCalibration":
         """
-        The probability from which on a first hit counts as carried.
+        Fits on held-out pictures, each of them with its own texts and with those of other products.
 
         Raises:
-            `ValueError`: a precision without a threshold.
+            `ValueError`: fewer than 20 pictures, or a share that is none.
         """
-        if f"{precision:g}" not in self.thresholds:
-            known = ", ".join(self.thresholds)
-            raise ValueError(f"There are thresholds for a precision of {known}, not {precision:g}.")
-        return self.thresholds[f"{precision:g}"]
+        n = round(held_out.own_weights.sum())
+        _check_enough(n, "pictures")
+        if not 0 < matched < 1:
+            raise ValueError(f"`matched` must be a share in (0, 1), got {matched}.")
+        outcomes = held_out.outcomes(matched)
+        found = cls(*_platt(outcomes, n), matched, n)
+        found.thresholds = _thresholds(found.probability(outcomes.features[:, 0]), outcomes, n)
+        return found
+
+    @property
+    def share(self) -> float:
+        """Share of what is looked for, that probabilities are of."""
+        return self.matched
+
+    def probability(self, score: np.ndarray | float) -> np.ndarray:
+        """Probability in (0, 1) that a pair of such a similarity, a cosine, belongs together."""
+        return expit(self.score * np.asarray(score) + self.intercept)
+
+
+def _check_enough(number: int, what: str) -> None:
+    if number < FEWEST_QUERIES:
+        raise ValueError(
+            f"A calibration needs at least {FEWEST_QUERIES} held-out {what}, there are {number}. Raise "
+            "`--validation_size`, or add products."
+        )
+
+
+def _platt(outcomes: Outcomes, number: int) -> list[float]:
+    """Slopes, above 0, and intercept of a logistic regression on what `number` queries or pictures gave."""
+    features, right, weights, _ = outcomes
+    centre, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    x = (features - centre) / spread
+    # Platt's targets: never quite 0 or 1, so that separable queries do not make it certain.
+    positive, negative = number * weights[right].sum(), number * weights[~right].sum()
+    target = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
+
+    def loss(parameters: np.ndarray) -> float:
+        logits = x @ np.exp(parameters[:-1]) + parameters[-1]
+        return -(weights * (target * log_expit(logits) + (1 - target) * log_expit(-logits))).sum()
+
+    # Above 0: a nearer hit is never less sure. The bounds keep a useless feature from running away.
+    bounds = [(-8, 5)] * x.shape[1] + [(-50, 50)]
+    *logs, intercept = minimize(loss, np.zeros(len(bounds)), method="L-BFGS-B", bounds=bounds).x
+    slopes = np.exp(logs) / spread
+    return [*slopes.tolist(), float(intercept - slopes @ centre)]
+
+
+def _thresholds(probabilities: np.ndarray, outcomes: Outcomes, number: int) -> dict[str, float | None]:
+    _, right, weights, _ = outcomes
+    return {f"{wanted:g}": _threshold(probabilities, right, weights, number, wanted) for wanted in PRECISIONS}
 
 
 def _threshold(
@@ -203,12 +372,12 @@ def _threshold(
     return float(probabilities[order][enough[-1]]) if len(enough) else None
 
 
-def calibration_error(calibration: Calibration, hits: FirstHits, bins: int = 10) -> float:
+def calibration_error(calibration: Calibration | PairCalibration, held_out: HeldOut, bins: int = 10) -> float:
     """
-    Expected calibration error on other held-out queries (Naeini et al. 2015): how far probabilities and shares of
-    right hits lie apart, mean over bins of as many hits each; in [0, 1].
+    Expected calibration error on other held-out queries or pairs (Naeini et al. 2015): how far probabilities and
+    shares of right ones lie apart, mean over bins of as many each; in [0, 1].
     """
-    features, right, weights = hits.outcomes(calibration.carried)
+    features, right, weights, _ = held_out.outcomes(calibration.share)
     probability = calibration.probability(*features.T)
     order = np.argsort(probability)
     probability, right, weights = probability[order], right[order], weights[order]
@@ -217,22 +386,33 @@ def calibration_error(calibration: Calibration, hits: FirstHits, bins: int = 10)
     return float(np.abs(gaps).sum())
 
 
-def precision_and_coverage(calibration: Calibration, hits: FirstHits, precision: float) -> tuple[float, float]:
+def precision_and_coverage(
+    calibration: Calibration | PairCalibration, held_out: HeldOut, precision: float
+) -> tuple[float, float]:
     """
     What a threshold does on other held-out queries: of the first hits that pass the share that is right (NaN for
-    none), and the share of the carried queries that are answered: whose first hit passes, right or not.
+    none), and the share of the carried queries that are answered: whose first hit passes, right or not. Of pairs: of
+    those that pass the share that belongs together, and the share of those that belong together that passes.
     """
     threshold = calibration.threshold(precision)
     if threshold is None:
         return float("nan"), 0.0
-    features, right, weights = hits.outcomes(calibration.carried)
+    features, right, weights, wanted = held_out.outcomes(calibration.share)
     kept = calibration.probability(*features.T) >= threshold
     found = float(weights[kept & right].sum() / weights[kept].sum()) if kept.any() else float("nan")
-    return found, float(kept[: len(hits.own)].mean())
+    return found, float(weights[kept & wanted].sum() / weights[wanted].sum())
 
 
-def save_calibration(folder: str | Path, calibrations: dict[str, Calibration], model: nn.Module) -> Path:
-    """Writes the calibrations of `t2i` and `i2t` of a model, by rule into its own folder."""
+class Calibrations(TypedDict, total=False):
+    """Those of a model: for texts and for pictures as queries, and for pairs."""
+
+    t2i: Calibration
+    i2t: Calibration
+    pairs: PairCalibration
+
+
+def save_calibration(folder: str | Path, calibrations: Calibrations, model: nn.Module) -> Path:
+    """Writes the calibrations of a model, by rule into its own folder."""
     path = Path(folder) / CALIBRATION_FILE
     content: dict[str, Any] = {direction: asdict(each) for direction, each in calibrations.items()}
     content["model_fingerprint"] = fingerprint(model, with_adapter=True)
@@ -240,9 +420,10 @@ def save_calibration(folder: str | Path, calibrations: dict[str, Calibration], m
     return path
 
 
-def load_calibration(folder: str | Path, model: nn.Module) -> dict[str, Calibration]:
+def load_calibration(folder: str | Path, model: nn.Module) -> Calibrations:
     """
-    The calibrations that lie in a folder; empty where there are none.
+    The calibrations that lie in a folder; empty where there are none. Those of first hits and of pairs that an older
+    file does not have are missing.
 
     Raises:
         `ValueError`: they were made for a model with other weights, or are no calibrations.
@@ -258,8 +439,9 @@ def load_calibration(folder: str | Path, model: nn.Module) -> dict[str, Calibrat
             "(`fusionmatch calibrate`), or remove that file."
         )
     try:
-        return {direction: Calibration(**values) for direction, values in content.items()}
-    except TypeError as error:
+        kinds = Calibrations.__annotations__
+        return {name: kinds[name](**values) for name, values in content.items()}
+    except (TypeError, KeyError) as error:
         raise ValueError(
             f"{path} holds no calibrations as this FusionMatch writes them ({error}). Calibrate anew (`fusionmatch "
             "calibrate`), or remove that file."

@@ -14,14 +14,19 @@
 """Pictures and texts of a catalogue that may not belong together, found without a model that was trained on pairs."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from .calibration import PairCalibration
 from .inputs import image_inputs, text_inputs
+from .retrieval import embed_catalogue
 
 
 MISMATCH = "picture and text may not belong together"
@@ -43,7 +48,7 @@ def tower_vectors(
 
     Args:
         model ([`FusionMatchModel`] or `PeftModel`):
-            The model; heads and fusion are not used.
+            The model; heads, fusion and an adapter, which may have learnt wrong pairs by heart, are not used.
         processor ([`FusionMatchProcessor`]):
             Its processor.
         dataset (`datasets.Dataset`):
@@ -57,7 +62,9 @@ def tower_vectors(
     place = {text: i for i, text in enumerate(texts)}
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     images, vectors = [], None
-    with tqdm(total=len(dataset) + len(texts), desc="Looking at pairs", unit="row", disable=disable_tqdm) as bar:
+    total = len(dataset) + len(texts)
+    untouched = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    with untouched, tqdm(total=total, desc="Looking at pairs", unit="row", disable=disable_tqdm) as bar:
         for first in range(0, len(dataset), batch_size):
             rows = dataset[first : first + batch_size]["image"]
             pixels = image_inputs(processor, rows).to(model.device)
@@ -72,6 +79,32 @@ def tower_vectors(
             bar.update(len(chosen))
     own = [vectors[[place[text] for text in row]].mean(dim=0) for row in dataset["texts"]]
     return torch.cat(images), torch.stack(own)
+
+
+def pair_probabilities(
+    model: nn.Module,
+    processor: Any,
+    dataset: datasets.Dataset,
+    calibration: PairCalibration,
+    batch_size: int = 64,
+    disable_tqdm: bool = False,
+) -> list[float]:
+    """
+    For each row how probable it is that its picture and its texts, by their mean similarity, belong together. Too high
+    for rows that the model was trained on.
+
+    Args:
+        calibration ([`~fusionmatch.evaluation.calibration.PairCalibration`]):
+            The model's.
+
+    The other arguments are those of [`~fusionmatch.evaluation.retrieval.embed_catalogue`].
+    """
+    found = embed_catalogue(model, processor, dataset, batch_size, disable_tqdm, ranking_top_k=0)
+    place = {pair: i for i, pair in enumerate(zip(found.texts, found.text_products, strict=True))}
+    means = []
+    for image, own, product in zip(found.image_embeds, dataset["texts"], found.image_products, strict=True):
+        means.append((found.text_embeds[[place[text, product] for text in own]] @ image).mean().item())
+    return calibration.probability(np.array(means)).tolist()
 
 
 def suspicions(
@@ -140,29 +173,38 @@ class Listing(NamedTuple):
 
     Args:
         row (`int`): The row.
-        share (`float`): Share of the other products' texts that fit its picture better, in (0.5, 1].
+        share (`float`): Share of the other products' texts that fit its picture better, in [0, 1].
         fits (`list[int]`): Rows of the products whose texts fit best, at most three.
         swapped_with (`int`, *optional*): The one of them whose picture this row's text fits in turn: the two texts may
             have changed places.
+        probability (`float`, *optional*): That picture and text belong together, as a calibrated model says.
     """
 
     row: int
     share: float
     fits: list[int]
     swapped_with: int | None
+    probability: float | None = None
 
 
 def suspicious_listings(
-    images: torch.Tensor, texts: torch.Tensor, products: Sequence[Hashable], threshold: float = SUSPICIOUS
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    products: Sequence[Hashable],
+    threshold: float = SUSPICIOUS,
+    probabilities: Sequence[float] | None = None,
 ) -> list[Listing]:
     """
-    The rows above a suspicion, the worst first. Arguments are those of [`suspicions`].
+    The rows above a suspicion, the worst first. The other arguments are those of [`suspicions`].
 
     Args:
         threshold (`float`, *optional*, defaults to 0.5):
             A lower one finds more of what does not belong together, and more of what does.
+        probabilities (`Sequence[float]`, *optional*):
+            Of each row to belong together ([`pair_probabilities`]); the suspicion is then the mean of the two.
     """
     share, nearest = suspicions(images, texts, products)
+    suspicion = share if probabilities is None else (share + 1 - torch.tensor(probabilities)) / 2
 
     def fits(row: int) -> list[int]:
         best: dict[Hashable, int] = {}
@@ -172,11 +214,12 @@ def suspicious_listings(
         return list(best.values())[:_SHOWN]
 
     listings = []
-    for row in share.argsort(descending=True, stable=True).tolist():
-        if share[row] <= threshold:
+    for row in suspicion.argsort(descending=True, stable=True).tolist():
+        if suspicion[row] <= threshold:
             break
         candidates = fits(row)
         back = (other for other in candidates if products[row] in {products[each] for each in fits(other)})
-        swapped = next((other for other in back if share[other] > threshold), None)
-        listings.append(Listing(row, share[row].item(), candidates, swapped))
+        swapped = next((other for other in back if suspicion[other] > threshold), None)
+        probability = None if probabilities is None else probabilities[row]
+        listings.append(Listing(row, share[row].item(), candidates, swapped, probability))
     return listings

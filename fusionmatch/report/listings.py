@@ -37,6 +37,7 @@ _COLUMNS = (
     "fits_image_id",
     "fits",
     "swapped_with",
+    "probability",
 )
 
 
@@ -83,6 +84,7 @@ def write_listings(
     entries = [
         {
             "share": f"{listing.share:.0%}",
+            "probability": None if listing.probability is None else f"{listing.probability:.0%}",
             "swapped": None if listing.swapped_with is None else place(listing.swapped_with),
             "own": shown(listing.row),
             "text": shortened(texts[listing.row][0]),
@@ -91,11 +93,19 @@ def write_listings(
         for listing in listings[:most]
     ]
     more = t("listings_shown", shown=most, file=LISTINGS_TABLE) if len(listings) > most else ""
-    intro = t("listings_intro", count=f"{len(listings):,}", rows=f"{len(dataset):,}", threshold=f"{SUSPICIOUS:.0%}")
+    calibrated = any(listing.probability is not None for listing in listings)
+    intro = t(
+        "listings_intro_calibrated" if calibrated else "listings_intro",
+        count=f"{len(listings):,}",
+        rows=f"{len(dataset):,}",
+        threshold=f"{SUSPICIOUS:.0%}",
+    )
     title = t("listings_title", catalogue=catalogue)
     page = folder / LISTINGS_PAGE
     content = (
-        environment().get_template("listings.html").render(t=t, title=title, intro=intro, listings=entries, more=more)
+        environment()
+        .get_template("listings.html")
+        .render(t=t, title=title, intro=intro, calibrated=calibrated, listings=entries, more=more)
     )
     page.write_text(content, encoding="utf-8")
 
@@ -111,6 +121,7 @@ def write_listings(
                 *(intake.files[row], rows[row], ids[row], products[row], texts[row][0], f"{listing.share:.3f}"),
                 *(("", "") if best is None else (ids[best], texts[best][0])),
                 "" if swapped is None else ids[swapped],
+                "" if listing.probability is None else f"{listing.probability:.3f}",
             ]
             writer.writerow(map(for_spreadsheet, cells))
     return page, table

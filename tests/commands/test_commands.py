@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import csv
 import json
 import os
 import shutil
@@ -179,8 +180,9 @@ def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, cap
     search = ["search", *files, "--query", "a red leather boot", "--top_k", "2"]
     fails(capsys, [*search, "--precision", "0.95"], "needs a calibration", "fusionmatch calibrate")
     sizes = ["--validation_size", "0.4", "--test_size", "0.3", "--disable_tqdm", "True"]
-    assert main(["calibrate", *files, *sizes, "--carried", "0.7"]) == 0
+    assert main(["calibrate", *files, *sizes, "--carried", "0.7", "--matched", "0.6"]) == 0
     shown = capsys.readouterr().out
+    assert "60% of the pairs are taken to belong together" in shown
     assert "Texts as queries" in shown and "Pictures as queries" in shown and "Calibration error" in shown
     assert "70% of the searches" in shown
     assert main([*search, "--json"]) == 0
@@ -199,6 +201,20 @@ def test_search_says_how_sure_it_is_once_calibrated(adapter, shop, tmp_path, cap
         assert ("Not carried" in capsys.readouterr().out) is not carried
     fails(capsys, [*search, "--precision", "0.5"], "0.8, 0.9, 0.95, 0.99, not 0.5")
     fails(capsys, ["calibrate", *files, "--validation_size", "0.05"], "at least 20 held-out queries")
+    # Pairs: a listing's page and table and the reading of a pair say how sure the model is.
+    assert (
+        main(["listings", str(shop), *files[:2], "--output_dir", str(tmp_path / "out"), "--disable_tqdm", "True"]) == 0
+    )
+    page = (tmp_path / "out" / "listings.html").read_text(encoding="utf-8")
+    with (tmp_path / "out" / "listings.csv").open(encoding="utf-8-sig", newline="") as file:
+        listings = list(csv.DictReader(file))
+    assert page.count("probable that they belong together") == len(listings) > 0
+    suspicions = [float(row["share_that_fits_better"]) + 1 - float(row["probability"]) for row in listings]
+    assert suspicions == sorted(suspicions, reverse=True) and min(suspicions) > 0.998  # rounded in the table
+    drawn = ["--output_file", str(tmp_path / "drawn.png"), "--num_examples", "1", *sizes]
+    capsys.readouterr()
+    assert main(["explain", *files, *drawn]) == 0
+    assert "% that they belong together" in capsys.readouterr().out
 
 
 def test_evaluate_compares_and_divides(adapter, base, shop, tmp_path, capsys):
