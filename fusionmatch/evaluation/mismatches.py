@@ -186,6 +186,11 @@ class Listing(NamedTuple):
     swapped_with: int | None
     probability: float | None = None
 
+    @property
+    def suspicion(self) -> float:
+        """In [0, 1]: the share alone, or the mean of it and of how probable it is that they do not belong together."""
+        return self.share if self.probability is None else (self.share + 1 - self.probability) / 2
+
 
 def suspicious_listings(
     images: torch.Tensor,
@@ -204,7 +209,7 @@ def suspicious_listings(
             Of each row to belong together ([`pair_probabilities`]); the suspicion is then the mean of the two.
     """
     share, nearest = suspicions(images, texts, products)
-    suspicion = share if probabilities is None else (share + 1 - torch.tensor(probabilities)) / 2
+    sure = [None] * len(products) if probabilities is None else probabilities
 
     def fits(row: int) -> list[int]:
         best: dict[Hashable, int] = {}
@@ -213,13 +218,12 @@ def suspicious_listings(
                 best.setdefault(products[other], other)
         return list(best.values())[:_SHOWN]
 
+    found = [Listing(row, own, [], None, sure[row]) for row, own in enumerate(share.tolist())]
+    above = {listing.row for listing in found if listing.suspicion > threshold}
     listings = []
-    for row in suspicion.argsort(descending=True, stable=True).tolist():
-        if suspicion[row] <= threshold:
-            break
-        candidates = fits(row)
-        back = (other for other in candidates if products[row] in {products[each] for each in fits(other)})
-        swapped = next((other for other in back if suspicion[other] > threshold), None)
-        probability = None if probabilities is None else probabilities[row]
-        listings.append(Listing(row, share[row].item(), candidates, swapped, probability))
+    for listing in sorted((found[row] for row in sorted(above)), key=lambda each: -each.suspicion):
+        candidates = fits(listing.row)
+        back = (other for other in candidates if products[listing.row] in {products[each] for each in fits(other)})
+        swapped = next((other for other in back if other in above), None)
+        listings.append(listing._replace(fits=candidates, swapped_with=swapped))
     return listings
