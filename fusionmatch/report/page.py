@@ -20,21 +20,34 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ..catalogue.quarantine import QuarantinedRow, count_reasons
 from ..evaluation.intervals import Interval
-from ..evaluation.queries import FEW, Difference, columns_to_divide_by, compare, divide, recall_intervals
+from ..evaluation.queries import (
+    FEW,
+    Difference,
+    QueryResults,
+    columns_to_divide_by,
+    compare,
+    divide,
+    recall_intervals,
+)
 from ..evaluation.tables import metrics_table
 from ..training.pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE
 from .plots import depth_plot, have_matplotlib, recalls_plot
 from .record import EXAMPLES, FINDINGS_FILE, QUARANTINE_FILE, RECORD_FILE, Example, Run, Shown
-from .rollout import Condition, Rollout, Sheet, plan
+from .rollout import Rollout, plan
+from .sheet import cost_rows, rollout_name, sheet_rows
+from .sources import BOTH_FILES, Sources, rows_of, say
 from .words import Words
 
 
 _RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
-# Values shown of each column, and rows of each fault.
-_WEAKEST, _FIRST_ROWS = 6, 5
+# Values shown of each column, rows of each fault, and ranges of its lines.
+_WEAKEST, _FIRST_ROWS, _RANGES = 6, 5, 4
+_SPLITS = ("train", "validation", "test")
+_DISTINCT = "count(distinct product)"
 _SOURCES = (RECORD_FILE, METRICS_FILE, QUERIES_FILE, QUERIES_BEFORE_FILE)
 
 
@@ -81,7 +94,7 @@ def write_report(
         .render(
             t=words,
             parts=[_part(run, words, path, rollout, place) for place, run in enumerate(loaded, start=1)],
-            overview=_overview(loaded, words) if len(loaded) > 1 else [],
+            overview=_overview(loaded, path, words) if len(loaded) > 1 else None,
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,85 +106,145 @@ def _part(run: Run, t: Words, page: Path, rollout: Rollout | None, place: int) -
     """All that the template shows of one run."""
     record, metrics = run.record, run.metrics
     intervals = [recall_intervals([queries]) for queries in (run.before, run.after)]
-    weak, changes = _weak_spots(run, t)
-    tested = len(set(run.after.side("t2i", "product")) | set(run.after.side("i2t", "product")))
-    held_out = t("not_held_out", count=record.seen_products) if record.seen_products else t("held_out")
-    counts = {name: f"{metrics['pictures'][name]:,}" for name in ("train", "validation", "test")}
-    labelled = metrics["labelled_pictures"]
-    facts = [
-        t(
-            "what_tested",
-            pictures=f"{metrics['after']['i2t_queries']:,.0f}",
-            texts=f"{metrics['after']['t2i_queries']:,.0f}",
-            products=tested,
-            held_out=held_out,
-        ),
-        t(
-            "what_catalogue",
-            rows=f"{record.rows_read:,}",
-            pictures=f"{record.pictures:,}",
-            products=f"{record.products:,}",
-            **counts,
-        ),
-        *([t("what_labelled", count=f"{labelled:,}")] if labelled < metrics["pictures"]["train"] else []),
-        t("what_columns", columns=record.columns_read.say(t.value)),
-        t("what_base", base=record.base, version=record.version, date=record.date),
-    ]
-    rsum = run.differences["rsum"]
+    links = {
+        name: _link(page, run.folder / name)
+        for name in (*_SOURCES, QUARANTINE_FILE, FINDINGS_FILE)
+        if (run.folder / name).is_file()
+    }
+    if rollout is not None and rollout.path is not None:
+        links[rollout_name(rollout)] = _link(page, rollout.path)
+    weak, changes = _weak_spots(run, t, links)
+    rsum, cite = run.differences["rsum"], Sources(links)
+    change = {"change": f"{rsum.value:+.1f}", "low": f"{rsum.low:+.1f}", "high": f"{rsum.high:+.1f}"}
+    change["p"], of_rsum = f"{rsum.p_value:.4f}", rows_of(run.after, "rsum", t, files=BOTH_FILES)
+    verdict = {
+        "verdict": rsum.verdict,
+        "verdict_line": say(t, "verdict", **{name: cite.cite(each, of_rsum) for name, each in change.items()}),
+        "plain": _in_plain_words(metrics["before"], metrics["after"], t, cite),
+        "verdict_from": cite.line(),
+    }
     sheet = None
     if rollout is not None:
         first = intervals[1]["i2t_recall@1"]
-        sheet = _sheet_rows(
-            plan(run, rollout, (first.value, first.low, first.high), changes),
-            rollout,
-            t,
-            first.value,
-            len(run.after.side("t2i", "query")),
-        )
+        made = plan(run, rollout, (first.value, first.low, first.high), changes)
+        sheet = sheet_rows(made, run, rollout, t, first.value, Sources(links))
     return {
         "anchor": f"run{place}",
         "title": t(f"title_{record.what}", catalogue=record.catalogue),
         "folder": run.name,
-        "links": {
-            name: _link(page, run.folder / name)
-            for name in (*_SOURCES, QUARANTINE_FILE, FINDINGS_FILE)
-            if (run.folder / name).is_file()
-        },
-        "verdict": rsum.verdict,
-        "verdict_line": t(
-            "verdict",
-            change=f"{rsum.value:+.1f}",
-            low=f"{rsum.low:+.1f}",
-            high=f"{rsum.high:+.1f}",
-            p=f"{rsum.p_value:.4f}",
-        ),
-        "plain": _in_plain_words(metrics["before"], metrics["after"], t),
+        **verdict,
         "untrained": record.untrained_base,
-        "facts": facts,
-        "table": [
-            row | {"name": _measure(row["key"], t)}
-            for row in metrics_table(metrics["before"], metrics["after"], run.differences)
-        ],
-        "plots": _plots(run, intervals, t) if have_matplotlib() else [],
+        **_facts(run, t, Sources(links)),
+        **_table(run, t, Sources(links)),
+        **(_plots(run, intervals, t, Sources(links)) if have_matplotlib() else {"plots": []}),
         "weak": weak,
         "few": FEW,
         "examples": [
-            (kind, [_example(each, t) for each in record.examples.get(kind, [])])
+            (kind, [_example(each, f"{kind}[{i}]", t, Sources(links)) for i, each in enumerate(record.examples[kind])])
             for kind in EXAMPLES
             if record.examples.get(kind)
         ],
         "faults": [
-            (kind, name, rows)
+            (kind, name, _faults(rows, name, t, Sources(links)))
             for kind, name, rows in (
-                ("left_out", QUARANTINE_FILE, _faults(run.left_out, t)),
-                ("worth_a_look", FINDINGS_FILE, _faults(run.worth_a_look, t)),
+                ("left_out", QUARANTINE_FILE, run.left_out),
+                ("worth_a_look", FINDINGS_FILE, run.worth_a_look),
             )
             if rows
         ],
-        "cost": _cost(run, rollout, t),
+        "faults_from": Sources(links).line(
+            *(
+                f"{name}: reason, source, row ({t('lines_count', count=f'{len(rows):,}')})"
+                for name, rows in ((QUARANTINE_FILE, run.left_out), (FINDINGS_FILE, run.worth_a_look))
+                if name in links
+            )
+        ),
+        **cost_rows(run, rollout, t, Sources(links)),
         "sheet": sheet,
         "command_folder": str(run.folder),
     }
+
+
+def _facts(run: Run, t: Words, cite: Sources) -> dict[str, Any]:
+    """What was tested on what."""
+    record, metrics = run.record, run.metrics
+
+    def of_record(name: str) -> Markup:
+        value = getattr(record, name)
+        return cite.cite(f"{value:,}" if isinstance(value, int) else value, f"{RECORD_FILE}: {name}")
+
+    def of_metrics(value: float, place: str) -> Markup:
+        return cite.cite(f"{value:,.0f}", f"{METRICS_FILE}: {place}")
+
+    tested = len(set(run.after.table["product"].to_pylist()))
+    counts = {name: of_metrics(metrics["pictures"][name], f"pictures.{name}") for name in _SPLITS}
+    labelled = metrics["labelled_pictures"]
+    facts = [
+        say(
+            t,
+            "what_tested",
+            pictures=of_metrics(metrics["after"]["i2t_queries"], "after.i2t_queries"),
+            texts=of_metrics(metrics["after"]["t2i_queries"], "after.t2i_queries"),
+            products=cite.cite(f"{tested:,}", f"{QUERIES_FILE}: {_DISTINCT} ({_count(run.after, t)})"),
+            held_out=say(t, "not_held_out", count=of_record("seen_products"))
+            if record.seen_products
+            else cite.cite(t("held_out"), f"{RECORD_FILE}: seen_products"),
+        ),
+        say(
+            t,
+            "what_catalogue",
+            rows=of_record("rows_read"),
+            pictures=of_record("pictures"),
+            products=of_record("products"),
+            **counts,
+        ),
+        *(
+            [say(t, "what_labelled", count=of_metrics(labelled, "labelled_pictures"))]
+            if labelled < metrics["pictures"]["train"]
+            else []
+        ),
+        say(
+            t,
+            "what_columns",
+            columns=cite.cite(record.columns_read.say(t.value), f"{RECORD_FILE}: columns_read"),
+        ),
+        say(t, "what_base", **{name: of_record(name) for name in ("base", "version", "date")}),
+    ]
+    return {"facts": facts, "facts_from": cite.line()}
+
+
+def _table(run: Run, t: Words, cite: Sources) -> dict[str, Any]:
+    """Each measure before and after."""
+    rows = []
+    for row in metrics_table(run.metrics["before"], run.metrics["after"], run.differences):
+        key = row["key"]
+        before, after = f"before.{key}", f"after.{key}"
+        rows.append(
+            {
+                "name": _measure(key, t),
+                "chance": cite.cite(row["chance"], f"{METRICS_FILE}: before.chance_{key}"),
+                "before": cite.cite(row["before"], f"{METRICS_FILE}: {before}"),
+                "after": cite.cite(row["after"], f"{METRICS_FILE}: {after}"),
+                "change": cite.cite(row["change"], f"{METRICS_FILE}: {after} - {before}"),
+                "interval": cite.cite(row["interval"], rows_of(run.after, key, t, files=BOTH_FILES)),
+                "direction": row["direction"],
+                "key": key,
+            }
+        )
+    fields = f"before.chance_KEY, before.KEY, after.KEY (KEY = {', '.join(row['key'] for row in rows)})"
+    return {"table": rows, "table_from": cite.line(f"{METRICS_FILE}: {fields}", _both_ways(run, "1, 5, 10", t))}
+
+
+def _both_ways(run: Run, k: str, t: Words) -> str:
+    return f"{BOTH_FILES}: rank ≤ {k} (direction = i2t / t2i: {_counts(run.after, t)})"
+
+
+def _counts(queries: QueryResults, t: Words) -> str:
+    return t("rows_count", count=" / ".join(f"{len(queries.side(each, 'rank')):,}" for each in ("i2t", "t2i")))
+
+
+def _count(queries: QueryResults, t: Words) -> str:
+    return t("rows_count", count=f"{queries.table.num_rows:,}")
 
 
 def _link(page: Path, target: Path) -> str:
@@ -186,194 +259,152 @@ def _measure(key: str, t: Words) -> str:
     return f"{t(direction)} R@{k}" if k else t(key)
 
 
-def _in_plain_words(before: dict[str, float], after: dict[str, float], t: Words) -> list[str]:
+def _in_plain_words(before: dict[str, float], after: dict[str, float], t: Words, cite: Sources) -> list[Markup]:
     """The recalls as one would say them to somebody who has never heard of recall."""
     lines = []
     for direction in ("t2i", "i2t"):
-        now, then = ([f"{part[f'{direction}_recall@{k}']:.0f}" for k in (1, 10)] for part in (after, before))
-        lines.append(t(f"plain_{direction}", r1=now[0], r10=now[1], b1=then[0], b10=then[1]))
+        keys = [f"{direction}_recall@{k}" for k in (1, 10)]
+        now, then = (
+            [cite.cite(f"{part[key]:.0f}", f"{METRICS_FILE}: {side}.{key}") for key in keys]
+            for side, part in (("after", after), ("before", before))
+        )
+        lines.append(say(t, f"plain_{direction}", r1=now[0], r10=now[1], b1=then[0], b10=then[1]))
     return lines
 
 
-def _plots(run: Run, intervals: Sequence[dict[str, Interval]], t: Words) -> list[str]:
+def _plots(run: Run, intervals: Sequence[dict[str, Interval]], t: Words, cite: Sources) -> dict[str, Any]:
     labels = t("before"), t("after")
     before, after = ([part[name] for name in _RECALLS] for part in intervals)
     chance = [run.metrics["before"].get(f"chance_{name}") for name in _RECALLS]
-    return [recalls_plot([_measure(name, t) for name in _RECALLS], before, after, chance, (*labels, t("chance")))] + [
-        depth_plot(run.before, run.after, direction, labels) for direction in ("t2i", "i2t")
+    drawn = recalls_plot([_measure(name, t) for name in _RECALLS], before, after, chance, (*labels, t("chance")))
+    chances = f"{METRICS_FILE}: before.chance_{{{', '.join(_RECALLS)}}}"
+    plots = [
+        cite.cite(Markup(drawn), _both_ways(run, "1, 5, 10", t), chances),
+        *(
+            cite.cite(
+                Markup(depth_plot(run.before, run.after, direction, labels)),
+                rows_of(run.after, f"{direction}_recall@k", t, files=BOTH_FILES),
+            )
+            for direction in ("t2i", "i2t")
+        ),
     ]
+    return {"plots": plots, "plots_from": cite.line(_both_ways(run, "k", t), chances)}
 
 
-def _weak_spots(run: Run, t: Words) -> tuple[list[tuple[str, list[dict[str, str]]]], dict[str, Difference]]:
+def _weak_spots(run: Run, t: Words, links: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, Difference]]:
     """For each column of the catalogue that divides the queries the weakest values; and the change of every value."""
-    spots: list[tuple[str, list[dict[str, str]]]] = []
+    spots: list[dict[str, Any]] = []
     changes: dict[str, Difference] = {}
     for column in columns_to_divide_by(run.after):
         before, rows = divide(run.before, column), []
+        cite = Sources(links)
         for value, part in divide(run.after, column).items():
             if part.num_products < FEW or value not in before:
                 continue
             found, change = recall_intervals([part]), compare([part], [before[value]])["rsum"]
             changes[f"{t.column(column)} = {t.part(column, value)}"] = change
+            where = f"{column} = {value}"
+            places = {key: rows_of(part, key, t, where) for key in ("i2t_recall@10", "t2i_recall@10", "rsum")}
+            of_change = rows_of(part, "rsum", t, where, BOTH_FILES)
             row = {
                 "value": t.part(column, value),
-                "where": f"{QUERIES_FILE}: {column} = {value}",
-                "products": str(part.num_products),
-                "i2t": f"{found['i2t_recall@10'].value:.1f}",
-                "t2i": f"{found['t2i_recall@10'].value:.1f}",
-                "rsum": f"{found['rsum'].value:.1f}",
-                "interval": f"[{found['rsum'].low:.1f}, {found['rsum'].high:.1f}]",
-                "change": f"{change.value:+.1f}",
+                "part": f"{value}: {_counts(part, t)}",
+                "products": cite.cite(
+                    f"{part.num_products:,}", f"{QUERIES_FILE}: {_DISTINCT} ({where}: {_count(part, t)})"
+                ),
+                "i2t": cite.cite(f"{found['i2t_recall@10'].value:.1f}", places["i2t_recall@10"]),
+                "t2i": cite.cite(f"{found['t2i_recall@10'].value:.1f}", places["t2i_recall@10"]),
+                "rsum": cite.cite(f"{found['rsum'].value:.1f}", places["rsum"]),
+                "interval": cite.cite(f"[{found['rsum'].low:.1f}, {found['rsum'].high:.1f}]", places["rsum"]),
+                "change": cite.cite(f"{change.value:+.1f}", of_change),
                 "verdict": change.verdict,
+                "said": cite.cite(t(f"{change.verdict}_short"), of_change),
             }
             rows.append((found["rsum"].value, row))
         if len(rows) > 1:
-            spots.append((t.column(column), [row for _, row in sorted(rows, key=lambda each: each[0])[:_WEAKEST]]))
+            shown = [row for _, row in sorted(rows, key=lambda each: each[0])[:_WEAKEST]]
+            parts = ", ".join(row["part"] for row in shown)
+            place = f"{BOTH_FILES}: {_DISTINCT}, rank ≤ 1, 5, 10 (direction = i2t / t2i, {column} = {parts})"
+            spots.append({"column": t.column(column), "rows": shown, "from": cite.line(place)})
     return spots, changes
 
 
-def _example(each: Example, t: Words) -> dict[str, Any]:
+def _example(each: Example, name: str, t: Words, cite: Sources) -> dict[str, Any]:
     def figure(shown: Shown, label: str, right: bool = False) -> dict[str, Any]:
         place = t("place", file=shown.file, row=shown.row)
         return {"image": shown.image, "caption": f"{label}{shown.product}", "place": place, "right": right}
 
     label = t("wanted") if each.text else t("query")
+    direction = "t2i" if each.text else "i2t"
+    row = (
+        f"direction = {direction}, product = {each.wanted.product}"
+        if each.row is None
+        else t("row_number", row=each.row)
+    )
+    sides = {
+        side: cite.cite(rank, f"{file}: rank ({row})")
+        for side, rank, file in (
+            ("before", each.before, QUERIES_BEFORE_FILE),
+            ("after", each.after, QUERIES_FILE),
+        )
+    }
+    asked = t("quoted", text=each.text) if each.text else Markup("<b>{}</b>").format(t("picture_query"))
     return {
-        "text": each.text,
-        "ranks": t("ranks", before=each.before, after=each.after),
+        "asked": cite.cite(asked, f"{RECORD_FILE}: examples.{name}"),
+        "ranks": say(t, "ranks", **sides),
         "wanted": figure(each.wanted, f"{label}: "),
         "found": [
             figure(one, f"{i}. ", one.product == each.wanted.product) for i, one in enumerate(each.found, start=1)
         ],
+        "from": cite.line(f"{BOTH_FILES}: rank ({row})", f"{RECORD_FILE}: examples.{name}"),
     }
 
 
-def _faults(rows: Sequence[QuarantinedRow], t: Words) -> list[dict[str, str]]:
+def _faults(rows: Sequence[QuarantinedRow], name: str, t: Words, cite: Sources) -> list[dict[str, Any]]:
     several = len({row.source for row in rows}) > 1
     table = []
     for reason, count in count_reasons(rows):
-        own = [row for row in rows if row.reason == reason]
-        places = dict.fromkeys(f"{row.source} {row.row}" if several else str(row.row) for row in own)
+        own = {line: row for line, row in enumerate(rows, start=1) if row.reason == reason}
+        places = dict.fromkeys(f"{row.source} {row.row}" if several else str(row.row) for row in own.values())
         first = ", ".join(list(places)[:_FIRST_ROWS]) + (", …" if len(places) > _FIRST_ROWS else "")
-        table.append({"fault": t.value(reason), "count": f"{count:,}", "rows": first})
+        table.append(
+            {
+                "fault": t.value(reason),
+                "count": cite.cite(f"{count:,}", f"{name}: reason = {reason}"),
+                "rows": first,
+                "lines": _ranges(list(own)),
+            }
+        )
     return table
 
 
-def _cost(run: Run, rollout: Rollout | None, t: Words) -> list[tuple[str, str, str]]:
-    """Rows of name, value, and the field of `metrics.json` it comes from (or its formula)."""
-    metrics = run.metrics
-    share = metrics["trainable_parameters"] / metrics["parameters"]
-    rows = [
-        (
-            t("cost_time"),
-            t(
-                "cost_time_value",
-                minutes=f"{metrics['training_seconds'] / 60:.1f}",
-                steps=f"{metrics['steps']:,}",
-                machine=run.record.machine,
-            ),
-            "training_seconds, steps",
-        ),
-        (
-            t("cost_weights"),
-            t(
-                "cost_weights_value",
-                trained=f"{metrics['trainable_parameters']:,}",
-                parameters=f"{metrics['parameters']:,}",
-                share=f"{share:.1%}",
-            ),
-            "trainable_parameters, parameters",
-        ),
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1–3, 7` for 1, 2, 3 and 7; the first of them."""
+    starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1] + 1]
+    ranges = [
+        (numbers[start], numbers[end - 1]) for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True)
     ]
-    if rollout is not None and rollout.machine is not None:
-        cost = metrics["training_seconds"] / 3600 * rollout.machine.hourly_cost
-        value = t("cost_money_value", cost=f"{cost:,.2f}", currency=rollout.currency)
-        rows.append((t("cost_money"), value, t("cost_money_formula")))
-    return rows
+    said = [str(first) if first == last else f"{first}–{last}" for first, last in ranges[:_RANGES]]
+    return ", ".join(said) + (",\N{NO-BREAK SPACE}…" if len(ranges) > _RANGES else "")
 
 
-def _sheet_rows(sheet: Sheet, rollout: Rollout, t: Words, recall: float, texts: int) -> dict[str, Any]:
-    """The rollout sheet in words."""
-    kpis = []
-    if rollout.search is not None and sheet.clicks is not None:
-        goal = rollout.search
-        kpis.append(
-            (
-                t("kpi_clicks"),
-                t("kpi_clicks_formula"),
-                f"{100 * goal.click_through_rate:.3g} %",
-                t("points", points=f"{100 * goal.smallest_change:+.3g}"),
-                t("size_searches", count=f"{sheet.clicks.each_side:,}", days=sheet.clicks.days),
-            )
-        )
-    if rollout.purchase is not None and sheet.steps is not None:
-        kpis.append(
-            (
-                t("kpi_steps"),
-                t("kpi_steps_formula"),
-                f"{rollout.purchase.steps:g} ± {rollout.purchase.standard_deviation:g}",
-                f"−{rollout.purchase.smallest_change:g}",
-                t("size_orders", count=f"{sheet.steps.each_side:,}", days=sheet.steps.days),
-            )
-        )
-    if rollout.cataloguing is not None and sheet.hours is not None:
-        work = rollout.cataloguing
-        saved, low, high = (f"{each:,.1f}" for each in sheet.hours)
-        kpis.append(
-            (
-                t("kpi_hours"),
-                t("kpi_hours_formula"),
-                t("kpi_hours_today", hours=f"{work.products_per_month * work.minutes_by_hand / 60:,.1f}"),
-                t(
-                    "kpi_hours_saved",
-                    saved=saved,
-                    low=low,
-                    high=high,
-                    money=f"{sheet.hours[0] * work.hourly_cost:,.0f}",
-                    currency=rollout.currency,
-                ),
-                t("kpi_hours_note", recall=f"{recall:.1f}", texts=f"{texts:,}"),
-            )
-        )
-
-    def condition(each: Condition) -> tuple[str, bool, str]:
-        return t(each.name, **each.figures), each.holds, each.detail
-
-    test = rollout.test
-    observed = t("observed_none")
-    if rollout.observed is not None and sheet.change is not None:
-        rates = {
-            side: f"{arm.clicks / arm.searches:.2%}"
-            for side, arm in (("new", rollout.observed.new), ("control", rollout.observed.control))
-        }
-        change, low, high = (f"{100 * each:+.2f}" for each in sheet.change)
-        enough = "" if sheet.enough else t("observed_not_enough")
-        observed = t("observed", **rates, change=change, low=low, high=high, enough=enough)
-    return {
-        "kpis": kpis,
-        "size_note": t(
-            "size_note", significance=f"{test.significance:g}", power=f"{test.power:g}", share=f"{test.share:.0%}"
-        ),
-        "offline": [condition(each) for each in sheet.offline],
-        "start": sheet.start,
-        "observed": observed,
-        "outcome": sheet.outcome,
-    }
-
-
-def _overview(runs: Sequence[Run], t: Words) -> list[dict[str, str]]:
+def _overview(runs: Sequence[Run], page: Path, t: Words) -> dict[str, Any]:
     """One line a run, with its difference to the first one."""
-    lines = []
+    lines, places = [], []
     for place, run in enumerate(runs, start=1):
-        own = recall_intervals([run.after])["rsum"]
-        line = {
+        cite = Sources({name: _link(page, run.folder / name) for name in _SOURCES}, places)
+        own, of_rsum = recall_intervals([run.after])["rsum"], rows_of(run.after, "rsum", t)
+        share = run.metrics["trainable_parameters"] / run.metrics["parameters"]
+        line: dict[str, Any] = {
             "anchor": f"run{place}",
             "name": run.name,
-            "before": f"{run.metrics['before']['rsum']:.1f}",
-            "after": f"{own.value:.1f}",
-            "interval": f"[{own.low:.1f}, {own.high:.1f}]",
-            "trained": f"{run.metrics['trainable_parameters'] / run.metrics['parameters']:.1%}",
-            "minutes": f"{run.metrics['training_seconds'] / 60:.1f}",
+            "before": cite.cite(f"{run.metrics['before']['rsum']:.1f}", f"{METRICS_FILE}: before.rsum"),
+            "after": cite.cite(f"{own.value:.1f}", of_rsum),
+            "interval": cite.cite(f"[{own.low:.1f}, {own.high:.1f}]", of_rsum),
+            "trained": cite.cite(f"{share:.1%}", f"{METRICS_FILE}: trainable_parameters / parameters"),
+            "minutes": cite.cite(
+                f"{run.metrics['training_seconds'] / 60:.1f}", f"{METRICS_FILE}: training_seconds / 60"
+            ),
             "change": "",
             "verdict": "",
         }
@@ -383,7 +414,8 @@ def _overview(runs: Sequence[Run], t: Words) -> list[dict[str, str]]:
             except ValueError:
                 line["verdict"] = t("not_same")
             else:
-                line["change"] = f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
-                line["verdict"] = t(f"{change.verdict}_short")
+                against = of_rsum, rows_of(runs[0].after, "rsum", t, files=f"{runs[0].name}/{QUERIES_FILE}")
+                line["change"] = cite.cite(f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]", *against)
+                line["verdict"] = cite.cite(t(f"{change.verdict}_short"), *against)
         lines.append(line)
-    return lines
+    return {"lines": lines, "from": Sources({}, places).line()}

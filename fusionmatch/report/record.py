@@ -61,6 +61,8 @@ class Example:
         before, after (`int`): Rank of the right product's first item, 1 is best.
         wanted ([`Shown`]): The right product; for a picture query the query itself.
         found (`list[Shown]`): What is found, best first, one picture a product.
+        row (`int`, *optional*): The query's row of `queries.parquet`, and of `queries_before.parquet`, from 1; runs
+            of old did not keep it.
     """
 
     text: str | None
@@ -68,6 +70,7 @@ class Example:
     after: int
     wanted: Shown
     found: list[Shown]
+    row: int | None = None
 
 
 @dataclass
@@ -181,14 +184,18 @@ def _examples(result: FitResult, dataset: datasets.Dataset, intake: Intake) -> d
         file, number = places[ids[row]]
         return Shown(shown_picture(pictures[row]["image"]), str(products[row]), file, number)
 
+    both = result.before_embeddings, result.after_embeddings
+    texts, images = text_searches(*both), image_searches(*both)
+    # As the files of the queries have them: pictures first.
+    rows = {id(search): row for row, search in enumerate([*images, *texts], start=1)}
+
     def example(search: Search) -> Example:
         text = None if search.text is None else shortened(search.text)
         found = [shown(row) for row in search.found]
-        return Example(text, search.rank_before, search.rank_after, shown(search.row), found)
+        return Example(text, search.rank_before, search.rank_after, shown(search.row), found, rows[id(search)])
 
-    both = result.before_embeddings, result.after_embeddings
-    hits, misses = hits_and_misses(text_searches(*both))
-    near, far = hits_and_misses(image_searches(*both), count=2)
+    hits, misses = hits_and_misses(texts)
+    near, far = hits_and_misses(images, count=2)
     return {
         kind: [example(search) for search in searches]
         for kind, searches in zip(EXAMPLES, (hits, misses, [*near, *far]), strict=True)

@@ -156,7 +156,7 @@ class Observed:
 class Rollout:
     """
     What `rollout.yaml` says ([`Rollout.load`]). Each part may be left out; `fusionmatch report --rollout_template
-    FILE` writes an example with every part.
+    FILE` writes an example with every part. `path` is the file, where it was read from one.
     """
 
     search: SearchGoal | None = None
@@ -168,6 +168,7 @@ class Rollout:
     most_left_out: float = 0.05
     known_products: bool = False
     test: Test = field(default_factory=Test)
+    path: Path | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.known_products, bool):
@@ -195,9 +196,11 @@ class Rollout:
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return _build(cls, content or {}, "")
+            rollout = _build(cls, content or {}, "")
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        rollout.path = path
+        return rollout
 
 
 _PARTS = {
@@ -217,7 +220,7 @@ def _build(kind: type, content: Any, name: str) -> Any:
     where = f"`{name}`" if name else "the file"
     if not isinstance(content, dict):
         raise ValueError(f"{where} must be a mapping of names to figures, got {content!r}.")
-    known = {each.name: each for each in dataclasses.fields(kind)}
+    known = {each.name: each for each in dataclasses.fields(kind) if each.init}
     unknown = [str(key) for key in content if key not in known]
     if unknown:
         raise ValueError(f"{where} has the unknown keys {', '.join(unknown)}; there are {', '.join(known)}.")

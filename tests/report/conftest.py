@@ -24,17 +24,19 @@ from fusionmatch.report.record import Example, Record, Shown
 
 PIXEL = "data:image/jpeg;base64,AAAA"
 PRODUCTS = 24
+# The text of the first product.
+TEXT = "<script>傘"
 
 
 def queries(ranks, colors):
     rows = [
         {
             "direction": direction,
-            "query": f"{direction} <{i}>",
-            "product": f"p{i}",
+            "query": TEXT if direction == "t2i" and i == 0 else f"{direction} <{i}>",
+            "product": f"p{i} <b>",
             "rank": rank,
-            "average_precision": 1 / rank,
-            "ndcg@10": 1 / rank,
+            "average_precision": rank and 1 / rank,
+            "ndcg@10": rank and 1 / rank,
         }
         for direction in ("i2t", "t2i")
         for i, rank in enumerate(ranks)
@@ -66,9 +68,12 @@ def make_run(tmp_path):
             products = (found.side("i2t", "product"), found.side("t2i", "product"))
             recalls = bootstrap_recalls([found.ranks], *products, num_samples=1)
             metrics[side] = {key: each.value for key, each in recalls.items()} | found.summary
-            metrics[side] |= {"i2t_queries": float(PRODUCTS), "t2i_queries": float(PRODUCTS), "chance_rsum": 30.0}
+            asked = float(sum(rank > 0 for rank in ranks))
+            metrics[side] |= {"i2t_queries": asked, "t2i_queries": asked, "chance_rsum": 30.0}
         (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-        shown = Shown(PIXEL, "p1 <b>", "products.csv", 12)
+        shown = [Shown(PIXEL, f"p{i} <b>", "products.csv", 12 + i) for i in range(4)]
+        text = Example(TEXT, before[0], after[0], shown[0], shown[:1], PRODUCTS + 1)
+        picture = Example(None, before[3], after[3], shown[3], shown[2:], 4)
         facts = {
             "what": "adapter",
             "catalogue": "shop & co.csv",
@@ -83,7 +88,7 @@ def make_run(tmp_path):
             "columns_read": {"image": "image", "texts": ["title", "text"], "guessed": ["image"]},
             "seen_products": 0,
             "untrained_base": False,
-            "examples": {"hits": [Example("<script>傘", 7, 1, shown, [shown])], "misses": [], "pictures": []},
+            "examples": {"hits": [text], "misses": [], "pictures": [picture]},
         }
         Record(**(facts | record)).save(folder)
         faults = [QuarantinedRow("products.csv", row, "picture file is missing") for row in (3, 9)]
