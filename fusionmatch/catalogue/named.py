@@ -130,10 +130,10 @@ def find_pictures(
     """
     table, further = source.table, columns.additional_images
     if source.embedded is not None and columns.image in source.embedded.column_names:
-        stored = _stored_paths(source, columns.image)
-        if stored is None:
+        stored = {name: _stored_paths(source, name) for name in (columns.image, further) if name is not None}
+        if stored[columns.image] is None:
             return _find_embedded(source, columns)
-        table, further = pa.table({columns.image: stored}), None
+        table = pa.table({name: paths for name, paths in stored.items() if paths is not None})
     folders = [folder for folder in (image_root, source.root) if folder is not None]
     joined = columns.image if columns.additional_images is None else further
     if not separator and joined is not None:
@@ -185,11 +185,18 @@ def find_pictures(
 def _stored_paths(source: Source, name: str) -> pa.ChunkedArray | None:
     # Parquet written without embedding keeps the struct of bytes and path with no bytes in it.
     column = source.embedded.data[name]
-    if source.root is None or not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    kind = column.type.value_type if listed else column.type
+    if source.root is None or not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
-    if pc.struct_field(column, "bytes").null_count < len(column):
+    # Not flattened, which would copy the bytes where there are some.
+    pictures = [part.values if listed else part for part in column.chunks]
+    if any(pc.struct_field(part, "bytes").null_count < len(part) for part in pictures):
         return None
-    return pc.struct_field(column, "path")
+    if not listed:
+        return pc.struct_field(column, "path")
+    cells = ([one["path"] for one in cell.as_py() or () if one is not None] for cell in column)
+    return pa.chunked_array([pa.array(cells, pa.list_(kind.field("path").type))])
 
 
 def _find_embedded(source: Source, columns: Columns) -> NamedPictures:

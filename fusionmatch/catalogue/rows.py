@@ -14,6 +14,7 @@
 """From the tables to one row per picture: texts joined, pictures checked, products named, ids made unique."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from .sources import Source
 from .splits import SPLITS, split_name
 from .tables import chunks, codes_of, count_by_appearance, keep, spans, take
 
+
+logger = logging.getLogger(__name__)
 
 NO_TEXT = "text is empty or a placeholder"
 REPEATED_ROW = "row repeats an earlier one whole"
@@ -120,6 +123,10 @@ def choose_catalogue_columns(sources: Sequence[Source], **named: Any) -> Columns
             raise ValueError(
                 f"The columns '{columns.image}' and '{further}' must both embed pictures or both name files."
             )
+        logger.warning(
+            f"The pictures of the column '{further}' are left out: one of it and '{columns.image}' embeds pictures, "
+            "the other names files. Embed both, or name files in both."
+        )
         columns = dataclasses.replace(columns, additional_images=None)
     return columns
 

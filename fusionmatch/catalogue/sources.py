@@ -51,6 +51,8 @@ CataloguePaths = CataloguePath | list[CataloguePath] | Mapping[str, CataloguePat
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".xlsx")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# What `save_to_disk` of datasets writes beside its folders, or its .arrow files.
+_SAVED = ({"dataset_dict.json"}, {"dataset_info.json", "state.json"})
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 # Half of an emoji perhaps, left by an export that cuts texts to a length; whole ones have two halves.
 _HALF = re.compile(r"\\u[dD]")
@@ -187,6 +189,11 @@ def _list_folder(folder: Path) -> list[Path]:
     if not metadata and shards and not [file for file in tables if file.suffix.lower() != ".parquet"]:
         return _inside(shards, folder)
     found = metadata or tables
+    if {file.name for file in found} in _SAVED:
+        raise ValueError(
+            f"The folder '{folder}' was written by save_to_disk of datasets, for datasets alone. Load it with "
+            "datasets.load_from_disk, write each split with to_parquet, and give the path of that."
+        )
     if len(found) == 1:
         return _inside(found, folder)
     if found:
