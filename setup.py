@@ -82,6 +82,7 @@ setup(
         "packaging>=24",
         "peft>=0.21.2,<0.22",
         "pillow>=12",
+        "py3langid>=0.4",
         "pyarrow>=21",
         "pyyaml>=6",
         "safetensors>=0.8",

@@ -13,7 +13,6 @@
 # limitations under the License.
 """What a person should look at in a catalogue that can be used: copies, shared texts, leaks, texts that are cut."""
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -26,6 +25,7 @@ import xxhash
 
 from .duplicates import text_key
 from .intake import Intake
+from .languages import languages_of
 from .quarantine import QuarantinedRow
 from .tables import chunks, codes_of, column, count_by_appearance, in_chunks, take
 
@@ -37,6 +37,7 @@ REPEATED_ID = "id is used by several rows"
 LEAKING_PRODUCT = "product stands in more than one split"
 LEAKING_PICTURE = "picture stands in more than one split"
 LONG_TEXT = "text is longer than the model reads"
+OTHER_LANGUAGE = "text is in another language than most"
 
 # What names a sellable thing, and so stands in one row.
 _IDS = {
@@ -54,8 +55,8 @@ _IDS = {
     "品番",
     "型番",
 }
-_KANA = ("HIRAGANA", "KATAKANA")
-_SCRIPTS = {"CJK": "Chinese characters", **dict.fromkeys(_KANA, "Japanese")}
+# Share of the texts in one language from which on others are odd; below, the catalogue has several.
+_MOST = 0.9
 
 
 def examine(
@@ -75,7 +76,7 @@ def examine(
     """
     rows = _Rows(intake)
     limits = [] if count_tokens is None or max_tokens is None else [(count_tokens, max_tokens)]
-    kinds = [rows.copies(), rows.shared_texts(), rows.repeated_ids(), rows.leaks()]
+    kinds = [rows.copies(), rows.shared_texts(), rows.repeated_ids(), rows.leaks(), rows.other_languages()]
     kinds += [rows.long_texts(*limit) for limit in limits]
     found = list(intake.notes)
     for some in in_chunks(chain.from_iterable(kinds)):
@@ -85,6 +86,23 @@ def examine(
 
 # Row, reason, field, value and detail; without a value it is the row's id.
 _Note = tuple[int, str, str, str | None, str]
+
+
+class _Texts:
+    """Some texts of a column, read by the chunk: all of them at once may not fit into memory."""
+
+    def __init__(self, texts: pa.ChunkedArray, places: np.ndarray) -> None:
+        self.texts, self.places = texts, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, text: object) -> bool:
+        return any(text == own for own in self)
+
+    def __iter__(self) -> Iterator[str]:
+        for some in in_chunks(self.places.tolist()):
+            yield from take(self.texts, np.array(some)).to_pylist()
 
 
 class _Rows:
@@ -181,6 +199,18 @@ class _Rows:
                     detail = f"{length} tokens, {most} are read"
                     yield int(self.row_of_text[at]), LONG_TEXT, self.label, text, detail
 
+    def other_languages(self) -> Iterator[_Note]:
+        """Texts that are surely in another language than nearly all are, each once."""
+        different = _first_of_each(self._text_codes(str))
+        codes, sure = languages_of(_Texts(self.texts, different))
+        told = [(at, code) for at, code, known in zip(different.tolist(), codes, sure.tolist(), strict=True) if known]
+        ((main, count),) = Counter(code for _, code in told).most_common(1) or [("", 0)]
+        if count >= _MOST * len(told):
+            for at, code in told:
+                if code != main:
+                    text = self.texts[at].as_py()
+                    yield int(self.row_of_text[at]), OTHER_LANGUAGE, self.label, text, f"{code}, most are {main}"
+
     def _text_codes(self, key: Callable[[str], str]) -> np.ndarray:
         # By a digest, since the keys themselves are as long as the texts.
         digests = (
@@ -211,21 +241,10 @@ def _repeated(codes: np.ndarray) -> Iterator[np.ndarray]:
             yield order[begin:end]
 
 
-def scripts(intake: Intake) -> list[tuple[str, float]]:
-    """Writing systems of the texts with their shares, the commonest first; a text with kana is Japanese."""
-    table = pa.table({"texts": column(intake.dataset, "texts")})
-    counts = Counter(script_of(text) for chunk in chunks(table, ["texts"]) for (own,) in chunk for text in own)
+def languages(intake: Intake, most: int = 10_000) -> list[tuple[str, float]]:
+    """ISO 639 codes of the texts' languages with their shares, the commonest first; of many texts a sample."""
+    texts = column(intake.dataset, "texts")
+    flat = pa.chunked_array([part.flatten() for part in texts.chunks], pa.string())
+    rows = np.unique(np.linspace(0, max(0, len(flat) - 1), min(most, len(flat))).astype(int))
+    counts = Counter(languages_of(_Texts(flat, rows))[0])
     return [(name, count / counts.total()) for name, count in counts.most_common()]
-
-
-def script_of(text: str) -> str:
-    """The writing system of a text: `Latin`, `Japanese`, `Chinese characters`, `Cyrillic`, ..., `no letters`."""
-    # Half-width kana and full-width Latin are those scripts all the same.
-    plain = unicodedata.normalize("NFKC", text)
-    letters = Counter(unicodedata.name(c, "?").split()[0] for c in plain if c.isalpha())
-    if any(kana in letters for kana in _KANA):
-        return "Japanese"
-    if not letters:
-        return "no letters"
-    name = letters.most_common(1)[0][0]
-    return _SCRIPTS.get(name, name.capitalize())

@@ -16,7 +16,7 @@
 import html
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 
 import imagehash
 import numpy as np
@@ -37,8 +37,15 @@ MAX_COLOR = 12
 _CONTRAST_SHARE = 8
 # Of two hashes that differ in 12 bits, one of 13 parts is the same (pigeonhole): only such pairs are compared.
 _PARTS = MAX_BITS + 1
-# Pairs compared at a time, for memory.
+_PART_BITS = -(-(_HASH_SIZE**2) // _PARTS)
+# Rows and pairs at a time, for memory.
 _PIECE = 50_000
+# Rows that are rather compared than split further.
+_FEW = 64
+# Of the pairs, what a split may leave: below, the rows that it has in both halves cost more than it saves.
+_LEFT = 0.8
+# Rows that each is compared with before those are left out which belong together by then.
+_FIRST = 4
 
 
 def picture_hash(picture: Image.Image) -> bytes:
@@ -55,7 +62,8 @@ def picture_hash(picture: Image.Image) -> bytes:
 def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     """
     Groups pictures that are copies of each other, saved again or not. Time grows with the number of pairs that are
-    alike in a thirteenth of their hash: few where pictures differ, all of them where they hardly do.
+    alike in a thirteenth of their hash and in most colours, and do not belong together by way of others yet: few where
+    pictures differ, be it in their colours alone.
 
     Args:
         hashes (`Sequence[bytes]`): [`picture_hash`] of each.
@@ -77,50 +85,116 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
     plain, others = np.flatnonzero(tolerance == 0), np.flatnonzero(tolerance)
     colours = pd.factorize(np.ascontiguousarray(cells[plain]).view(f"V{cells.shape[1]}").ravel().astype(object))[0]
     hashed = different[:, : _HASH_SIZE**2 // 8]
-    parts = (_part(hashed, others, part) for part in range(_PARTS))
-    pairs = [np.empty((2, 0), np.int64)]
-    for rows, candidates in chain(((plain, c) for c in _alike([colours])), ((others, c) for c in _alike(parts))):
-        pieces = (np.array_split(rows[side], -(-len(side) // _PIECE)) for side in candidates)
-        for first, second in zip(*pieces, strict=True):
-            distance = np.bitwise_count(bits[first] ^ bits[second]).sum(axis=1, dtype=np.uint16)
-            near = distance <= MAX_BITS
-            first, second = first[near], second[near]
-            # The smaller one of both: a plain colour has no copy but itself, whichever row comes first.
-            allowed = np.minimum(tolerance[first], tolerance[second])
-            apart = np.abs(cells[first].astype(np.int16) - cells[second]).max(axis=1, initial=0)
-            close = apart <= allowed
-            pairs.append(np.stack([first[close], second[close]]))
-    first, second = np.concatenate(pairs, axis=1)
-    count = len(different)
-    _, component = connected_components(
-        coo_array((np.ones(len(first), bool), (first, second)), (count, count)), directed=False
+    groups = _Groups(len(different))
+    near_colours = (
+        (rows, (_part(hashed, rows, part) | sets << _PART_BITS for part in range(_PARTS)))
+        for rows, sets in _near_colours(cells, others)
     )
+    for rows, columns in chain([(plain, [colours])], near_colours):
+        for candidates in _alike(rows, columns, groups):
+            pieces = (np.array_split(side, -(-len(side) // _PIECE)) for side in candidates)
+            for first, second in zip(*pieces, strict=True):
+                new = groups.names[first] != groups.names[second]
+                first, second = first[new], second[new]
+                distance = np.bitwise_count(bits[first] ^ bits[second]).sum(axis=1, dtype=np.uint16)
+                near = distance <= MAX_BITS
+                first, second = first[near], second[near]
+                # The smaller one of both: a plain colour has no copy but itself, whichever row comes first.
+                allowed = np.minimum(tolerance[first], tolerance[second])
+                one, other = cells[first], cells[second]
+                apart = (np.maximum(one, other) - np.minimum(one, other)).max(axis=1, initial=0)
+                close = apart <= allowed
+                groups.join(first[close], second[close])
+    groups.settle()
     leader: dict[int, int] = {}
-    return [leader.setdefault(group, row) for row, group in enumerate(component[index].tolist())]
+    return [leader.setdefault(group, row) for row, group in enumerate(groups.names[index].tolist())]
 
 
-def _alike(columns: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+class _Groups:
+    """Which rows belong together, by way of others too: those of one name, once they are settled."""
+
+    def __init__(self, number: int):
+        self.names = np.arange(number)
+        self._pairs: list[np.ndarray] = []
+        self._held = 0
+
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
+        self._pairs.append(np.stack([first, second]))
+        self._held += len(first)
+        if self._held > len(self.names):  # a picture and its many copies would have too many pairs to hold
+            self.settle()
+
+    def settle(self) -> None:
+        if self._held:
+            first, second = self.names[np.concatenate(self._pairs, axis=1)]
+            table = coo_array((np.ones(len(first), bool), (first, second)), (len(self.names),) * 2)
+            self.names = connected_components(table, directed=False)[1][self.names]
+            self._pairs, self._held = [], 0
+
+
+def _near_colours(cells: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
-    Pairs of rows that have a number in one of the columns in common, each pair once; a column and a distance in its
-    order at a time.
+    Sets such that any two rows whose colours are near are together in one: rows, some of them several times, and the
+    number of the set of each; some sets at a time.
+
+    Rows are split at a value of the cell in which they differ most; both halves have what lies just above it.
+    """
+    generator = np.random.default_rng(0)  # what it draws decides on the time alone
+    waiting, done = [rows], []
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) > _FEW:
+            sample = cells[generator.choice(rows, _FEW)]
+            values = cells[rows, sample.std(axis=0, dtype=np.float32).argmax()]
+            up_to = np.bincount(values, minlength=256).cumsum()
+            lower, upper = up_to[np.minimum(np.arange(256) + MAX_COLOR, 255)], len(rows) - up_to
+            pairs = lower**2 + upper**2
+            cut = pairs.argmin()
+            if pairs[cut] < _LEFT * len(rows) ** 2:
+                waiting += [rows[values <= cut + MAX_COLOR], rows[values > cut]]
+                continue
+        done.append(rows)
+        sizes = [len(own) for own in done]
+        if not waiting or sum(sizes) > _PIECE:
+            yield np.concatenate(done), np.repeat(np.arange(len(done)), sizes)
+            done = []
+
+
+def _alike(
+    rows: np.ndarray, columns: Iterable[np.ndarray], groups: _Groups
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """
+    Pairs of rows that have a number in one of the columns in common and may not belong together yet; a column and a
+    distance in its order at a time.
     """
     earlier: list[np.ndarray] = []
     for keys in columns:
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        start, step = np.arange(len(keys)), 0
-        while True:
-            step += 1
-            start = start[start + step < len(keys)]
-            start = start[ordered[start + step] == ordered[start]]
-            if not len(start):
+        first = np.arange(len(keys))
+        second = first + 1
+        for step in count():
+            if step == _FIRST:
+                # Of many copies each is one of its neighbours' by now: they go together, and others are compared.
+                groups.settle()
+                names = groups.names[rows]
+                order = np.lexsort((names, keys))
+                ordered = keys[order]
+                ends = np.flatnonzero((np.diff(names[order]) != 0) | (np.diff(ordered) != 0)) + 1
+                first = np.arange(len(keys))
+                second = np.append(ends, len(keys))[np.searchsorted(ends, first, side="right")]
+            inside = np.flatnonzero(second < len(keys))
+            inside = inside[ordered[second[inside]] == ordered[first[inside]]]
+            if not len(inside):
                 break
-            first, second = order[start], order[start + step]
-            met = np.zeros(len(first), bool)
-            for other in earlier:
-                met |= other[first] == other[second]
+            first, second = first[inside], second[inside]
+            one, other = order[first], order[second]
+            met = np.zeros(len(one), bool)
+            for known in earlier:
+                met |= known[one] == known[other]
             if not met.all():
-                yield first[~met], second[~met]
+                yield rows[one[~met]], rows[other[~met]]
+            second = second + 1
         earlier.append(keys)
 
 

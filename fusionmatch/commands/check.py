@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from ..catalogue import Intake
-from ..catalogue.doctor import examine, scripts
+from ..catalogue.doctor import examine, languages
 from ..catalogue.quarantine import QUARANTINE_SUFFIXES, QuarantinedRow, write_quarantine
 from ..evaluation.inputs import count_tokens, text_limit
 from ..evaluation.mismatches import FEWEST_PRODUCTS, MISMATCH, Listing, suspicious_listings, tower_vectors
@@ -69,8 +69,8 @@ def run(argv: list[str]) -> None:
     if args.mismatches:
         findings += _mismatches(model, processor, intake, args.disable_tqdm)
     print(intake.summary().split("\nQuarantined")[0])
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in scripts(intake))
-    print(f"Texts by script: {shares}.")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in languages(intake))
+    print(f"Texts by language: {shares}.")
     for title, rows in (("Left out", intake.quarantine), ("Worth a look, used all the same", findings)):
         print(f"\n{title}: {len(rows):,}")
         _show(rows, args.examples)

@@ -49,7 +49,7 @@ class EvaluateArguments:
     )
     by: list[str] = field(
         default_factory=list,
-        metadata={"help": "Columns of the catalogue to divide by (category, color, ...), script or text_length."},
+        metadata={"help": "Columns of the catalogue to divide by (category, color, ...), language or text_length."},
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
     ranking_top_k: int = field(
@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
     )
     intake = data_args.read()
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
-    columns = [*dataset.column_names, "script", "text_length"]
+    columns = [*dataset.column_names, "language", "text_length"]
     unknown = [column for column in args.by if column not in columns]
     if unknown:
         raise ValueError(f"`--by` names {unknown}; there are {', '.join(columns)}.")

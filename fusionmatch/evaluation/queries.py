@@ -24,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet
 import torch
 
-from ..catalogue.doctor import script_of
+from ..catalogue.languages import languages_of
 from .intervals import Interval, Ranks, bootstrap_recalls, permutation_test
 from .ranking import average_ranks
 from .retrieval import CatalogueEmbeddings
@@ -56,7 +56,7 @@ class QueryResults:
             Columns `direction` (`i2t` for a picture among the texts, `t2i` for a text among the pictures), `query`
             (`image_id`, or the text), `product`, `rank` (of the first item of the product, from 1; 0 where there is
             none), `average_precision` at R and `ndcg@10` (in [0, 1]; see
-            [`~fusionmatch.evaluation.ranking.ranking_quality`]); `script` and `text_length` (of the text, or of a
+            [`~fusionmatch.evaluation.ranking.ranking_quality`]); `language` and `text_length` (of the text, or of a
             picture's first one); and the catalogue's own columns (`category`, ...): those of the picture, or of the
             first picture of the text's product.
     """
@@ -81,7 +81,7 @@ class QueryResults:
         }
         table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in COLUMNS.items()})
         texts = [own[0] if own else "" for own in dataset["texts"]] + found.texts
-        table = table.append_column("script", pyarrow.array([script_of(text) for text in texts]))
+        table = table.append_column("language", pyarrow.array(languages_of(texts)[0]))
         table = table.append_column("text_length", pyarrow.array([_length(text) for text in texts]))
         for name, feature in dataset.features.items():
             if name in _NOT_KEPT or not isinstance(feature, datasets.Value):

@@ -34,7 +34,7 @@ from ..evaluation.tables import ROWS, metrics_table
 
 TASK = "image-text-retrieval"
 # Columns whose values a card shows; others may be nobody's business.
-_DIVIDED_BY = ("category", "script")
+_DIVIDED_BY = ("category", "language")
 
 # What begins with a dot is a folder.
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -183,7 +183,7 @@ def write_model_card(
 
 
 def _parts(queries: QueryResults) -> dict[str, dict[str, QueryResults]]:
-    """The queries by category and by script, where there is more than one; of few products nothing can be said."""
+    """The queries by category and by language, where there is more than one; of few products nothing can be said."""
     parts = {}
     for column in columns_to_divide_by(queries):
         by = {value: run for value, run in divide(queries, column).items() if run.num_products >= FEW}
@@ -206,7 +206,7 @@ def _part(value: str, run: QueryResults) -> dict[str, str]:
 
 
 def _eval_results(queries: QueryResults, catalogue: str, on_hub: bool) -> list[EvalResult]:
-    """The recalls with intervals and numbers of queries; of each category and script the sum of them."""
+    """The recalls with intervals and numbers of queries; of each category and language the sum of them."""
     labels = {key: label for label, key, _ in ROWS}
 
     def results(run: QueryResults, keys: Sequence[str], part: str | None) -> list[EvalResult]:

@@ -22,7 +22,7 @@ import yaml
 
 LANGUAGES = ("en", "ja")
 # Columns of query results that FusionMatch made; all others are the catalogue's.
-_OWN_COLUMNS = ("script", "text_length")
+_OWN_COLUMNS = ("language", "text_length")
 
 
 @cache

@@ -18,10 +18,13 @@ import json
 
 import openpyxl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fusionmatch.catalogue import doctor, examine, pictures, read_catalogue, rows
-from fusionmatch.catalogue.doctor import scripts
+from fusionmatch.catalogue.doctor import languages
+from fusionmatch.catalogue.languages import languages_of
 from fusionmatch.catalogue.quarantine import QuarantinedRow, write_quarantine
 from fusionmatch.commands import main
 
@@ -112,13 +115,48 @@ def test_leaks_and_long_texts(tmp_path, noise):
     ]
 
 
-def test_scripts(tmp_path, noise):
-    texts = ["赤い帽子", "帽子", "hat", "шапка", "1234", "a 帽子 hat"]
+ENGLISH = [
+    "A sturdy red boot for long walks in the rain",
+    "A blue jacket with a warm lining",
+    "The softest of our hats",
+]
+GERMAN = "Ein fester roter Stiefel für lange Wanderungen im Regen"
+JAPANESE = "雨の日の散歩に向いた丈夫な赤いブーツ"
+
+
+def test_languages_of_a_catalogue(tmp_path, noise):
+    texts = [*ENGLISH, JAPANESE, "red boot", "帽子", "1234"]
     rows = [{"image": noise(f"{i}.png", i), "text": text} for i, text in enumerate(texts)]
-    shares = dict(scripts(read_catalogue(write(tmp_path, rows))))
-    assert shares == pytest.approx(
-        {"Japanese": 1 / 6, "Chinese characters": 1 / 6, "Latin": 2 / 6, "Cyrillic": 1 / 6, "no letters": 1 / 6}
-    )
+    # What is too short to tell has one of the languages that others are in.
+    shares = languages(read_catalogue(write(tmp_path, rows)))
+    assert dict(shares) == pytest.approx({"en": 4 / 7, "ja": 2 / 7, "und": 1 / 7})
+    assert dict(languages(read_catalogue(write(tmp_path, rows)), most=2)) == {"en": 0.5, "und": 0.5}
+
+
+def test_texts_in_another_language_than_most_are_named(tmp_path, noise):
+    texts = [f"{text}, size {size}" for size in range(20) for text in ENGLISH[:2]] + [
+        GERMAN,
+        "bottes",
+        JAPANESE,
+        GERMAN,
+    ]
+    rows = [{"image": noise(f"{i}.png", i), "text": text, "product": i} for i, text in enumerate(texts)]
+    notes = examine(read_catalogue(write(tmp_path, rows)))
+    named = [(note.row, note.value, note.detail) for note in notes if note.reason == doctor.OTHER_LANGUAGE]
+    assert named == [(41, GERMAN, "de, most are en"), (43, JAPANESE, "ja, most are en")]
+    # A catalogue in two languages has no odd one out.
+    rows += [{"image": noise(f"{i}.png", i), "text": f"{JAPANESE}{i}", "product": i} for i in range(44, 60)]
+    assert not [n for n in examine(read_catalogue(write(tmp_path, rows))) if n.reason == doctor.OTHER_LANGUAGE]
+
+
+@given(st.lists(st.text(max_size=40), max_size=12))
+@settings(deadline=None, max_examples=50)
+def test_every_text_has_a_language(texts):
+    codes, sure = languages_of(texts)
+    assert len(codes) == len(sure) == len(texts)
+    assert all(code.isalpha() for code in codes)
+    # Nothing is kept from one catalogue to the next.
+    assert languages_of([GERMAN])[0] == ["de"]
 
 
 def test_a_workbook_is_read_as_the_csv_one_would_save(tmp_path, noise, caplog):
@@ -171,10 +209,6 @@ def test_rows_that_repeat_others(tmp_path, noise):
     # The same picture and text as another size is no fault.
     path = write(tmp_path, [row, other, row, row | {"id": "3", "sku": "S3"}, row])
     assert found(path) == [(2, doctor.REPEATED_ID), (3, rows.REPEATED_ROW), (5, rows.REPEATED_ROW)]
-
-
-def test_scripts_of_half_and_full_width_letters():
-    assert [doctor.script_of(text) for text in ("ｱｲｽｸﾘｰﾑ", "ＡＢＣ", "ﾒﾝｽﾞ 靴下")] == ["Japanese", "Latin", "Japanese"]
 
 
 def test_what_a_spreadsheet_would_take_for_a_formula(tmp_path):

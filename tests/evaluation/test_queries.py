@@ -30,7 +30,7 @@ def dataset():
     return datasets.Dataset.from_dict(
         {
             "image": ["", "", "", ""],
-            "texts": [["a red mug"], ["a red mug"], ["a blue mug", "blue"], ["a lamp"]],
+            "texts": [["a red mug"], ["a red mug"], ["a blue mug", "blue"], ["the lamp that stands beside the chair"]],
             "product": ["1", "1", "2", "3"],
             "image_id": ["1.png", "1b.png", "2.png", "3.png"],
             "category": ["mug", "mug", "mug", "lamp"],
@@ -46,7 +46,11 @@ def embeddings():
     images = torch.eye(3)[[0, 0, 1, 2]]
     texts = torch.tensor([[1.0, 0, 0], [0, 0.6, 0.8], [0, 0.6, 0.8], [0, 0, 1.0]])
     return CatalogueEmbeddings(
-        images, texts, ["1", "1", "2", "3"], ["1", "2", "2", "3"], ["a red mug", "a blue mug", "blue", "a lamp"]
+        images,
+        texts,
+        ["1", "1", "2", "3"],
+        ["1", "2", "2", "3"],
+        ["a red mug", "a blue mug", "blue", "the lamp that stands beside the chair"],
     )
 
 
@@ -65,7 +69,7 @@ def test_a_row_is_a_query_with_what_the_catalogue_says_of_it(results):
     assert [row["price"] for row in rows[4:]] == [3.5, 4.0, 4.0, None]
     assert rows[4]["average_precision"] == 1 and rows[5]["average_precision"] == 0
     assert not {"image", "texts", "tags"} & set(rows[0])
-    assert {row["script"] for row in rows} == {"Latin"}
+    assert {row["language"] for row in rows} == {"en"}
     assert {row["text_length"] for row in rows} == {"up to 40 characters"}
 
 
@@ -121,7 +125,7 @@ def test_values_of_a_column_have_queries_of_their_own(results):
     assert recall_intervals([parts["mug"]])["t2i_recall@1"].value == pytest.approx(100 / 3)
     assert recall_intervals([parts["lamp"]])["rsum"].value == 600
     assert list(divide(results, "price")) == ["3.5", "4.0"]
-    with pytest.raises(ValueError, match=r"no column 'colour'.*script, text_length, category, price"):
+    with pytest.raises(ValueError, match=r"no column 'colour'.*language, text_length, category, price"):
         divide(results, "colour")
 
 
