@@ -77,10 +77,8 @@ def main() -> None:
             for i, probabilities in enumerate(told):
                 every = suspicious_listings(images, texts[source], products, -1, probabilities)
                 order = torch.tensor([listing.row for listing in every if counted[listing.row]])
-                flagged = torch.tensor(
-                    [each.row for each in every if each.suspicion > SUSPICIOUS and counted[each.row]]
-                )
-                hits = swapped[flagged].sum()
+                flagged = [each.row for each in every if each.suspicion > SUSPICIOUS and counted[each.row]]
+                hits = sum(swapped[row].item() for row in flagged)
                 worst = swapped[order[: int(swapped.sum())]].double().mean()
                 sums[i] += torch.tensor([swapped.sum(), hits / swapped.sum(), hits / max(1, len(flagged)), worst])
         for line, by in zip((sums / args.repeats).tolist()[: len(told)], ("towers", "towers and model"), strict=False):
