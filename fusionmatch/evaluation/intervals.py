@@ -18,7 +18,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import norm, t
+from scipy.stats import beta, norm, t
 
 
 # Of each run the ranks of pictures and of texts, from 1; 0 where there was nothing to find.
@@ -111,16 +111,30 @@ def bootstrap_recalls(
     found = {
         name: Interval(values[0, i].item(), low[i].item(), high[i].item()) for i, name in enumerate([*names, "rsum"])
     }
-    for name, each in found.items() if baseline is None and num_samples else ():
-        # Products that all agree have no spread to draw from; the exact binomial interval (Clopper and Pearson 1934)
-        # says what so many of them leave open.
-        top = 100.0 if name != "rsum" else 100.0 * len(names)
-        open_end = 1 - ((1 - confidence) / 2) ** (1 / n)
-        if each.low == each.high == top:
-            each.low = top * (1 - open_end)
-        elif each.low == each.high == 0:
-            each.high = top * open_end
+    if baseline is None and num_samples:
+        tops = [100.0] * len(names) + [100.0 * len(names)]
+        for each, top, spread in zip(found.values(), tops, values[1:].std(dim=0).tolist(), strict=True):
+            _reach(each, top, spread, n, (1 - confidence) / 2)
     return found
+
+
+def _reach(interval: Interval, top: float, spread: float, products: int, tail: float) -> None:
+    """
+    Where nearly all or nearly none is found samples vary too little. The ends then reach as far as those of Jeffreys'
+    interval (Brown, Cai and DasGupta 2001) for as many independent products as have this spread (Korn and Graubard
+    1998). Products that all agree have none; what so many of them leave open is said by the exact interval (Clopper
+    and Pearson 1934), as that of Jeffreys is modified for the purpose.
+    """
+    share = interval.value / top
+    if 0 < share < 1:
+        number = share * (1 - share) / max(spread / top, 1e-6) ** 2
+        right, wrong = share * number + 0.5, (1 - share) * number + 0.5
+        interval.low = min(interval.low, top * beta.ppf(tail, right, wrong).item())
+        interval.high = max(interval.high, top * beta.ppf(1 - tail, right, wrong).item())
+    elif share == 1:
+        interval.low = min(interval.low, top * tail ** (1 / products))
+    else:
+        interval.high = max(interval.high, top * (1 - tail ** (1 / products)))
 
 
 def permutation_test(

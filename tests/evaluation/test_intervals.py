@@ -13,6 +13,7 @@
 # limitations under the License.
 import pytest
 import torch
+from scipy.stats import beta
 
 from fusionmatch.evaluation import intervals as module
 from fusionmatch.evaluation.intervals import bootstrap_recalls, permutation_test
@@ -130,6 +131,15 @@ def test_products_that_all_agree_leave_something_open():
     # Of 30 out of 30, 88.4 % are still likely (Clopper and Pearson).
     assert (found["i2t_recall@1"].low, found["i2t_recall@1"].high) == pytest.approx((88.43, 100), abs=0.01)
     assert (found["t2i_recall@1"].low, found["t2i_recall@1"].high) == pytest.approx((0, 11.57), abs=0.01)
+
+
+def test_nearly_all_reaches_as_far_as_the_interval_of_jeffreys():
+    hits = torch.arange(60) > 1
+    found = bootstrap_recalls([(ranks_of(hits), ranks_of(~hits))], range(60), range(60))
+    # Of 58 out of 60; the percentiles alone would end at 91.7.
+    assert found["i2t_recall@1"].low == pytest.approx(100 * beta.ppf(0.025, 58.5, 2.5), abs=0.5)
+    assert found["t2i_recall@1"].high == pytest.approx(100 * beta.ppf(0.975, 2.5, 58.5), abs=0.5)
+    assert 88.5 < found["i2t_recall@1"].low < 90
 
 
 def test_bad_input():
