@@ -16,14 +16,17 @@ How many copies of a catalogue's pictures are found after they were saved again,
 products are taken for copies.
 
     python benchmarks/duplicates.py --catalogue products.csv
+    python benchmarks/duplicates.py --recoloured 1000 5000 20000 100000
 
-The last line names pairs of different products: look at them, they may be copies indeed.
+The last line of the first names pairs of different products: look at them, they may be copies indeed. The second
+groups made-up hashes: templates in as many colours, whose hashes differ in at most six bits, with noise.
 """
 
 import argparse
 import io
 import time
 
+import numpy as np
 from PIL import Image
 
 from fusionmatch.catalogue import read_catalogue
@@ -42,11 +45,43 @@ def saved_again(picture: Image.Image, kind: str, quality: int | None, share: flo
     return Image.open(buffer)
 
 
+def recolour(number: int, templates: int) -> list[bytes]:
+    """Hashes of templates in turn, some cells of each in a colour of the row's own."""
+    generator = np.random.default_rng(0)
+    row = np.arange(number) % templates
+    bits = generator.integers(0, 2, (templates, 256), dtype=np.uint8)[row]
+    bits[np.arange(number)[:, None], generator.integers(0, 256, (number, 3))] ^= 1
+    cells = generator.integers(200, 254, (templates, 64, 3), dtype=np.uint8)[row]
+    coloured = generator.random((templates, 64, 1))[row] < 2 / 3
+    np.copyto(cells, generator.integers(2, 253, (number, 1, 3), dtype=np.uint8), where=coloured)
+    cells += generator.integers(-2, 3, cells.shape, dtype=np.int8).view(np.uint8)
+    return [one.tobytes() for one in np.concatenate([np.packbits(bits, axis=1), cells.reshape(number, -1)], axis=1)]
+
+
+def time_recoloured(numbers: list[int]) -> None:
+    """Rows of a table."""
+    print("| pictures | templates | groups | s | CPU s |\n|---:|---:|---:|---:|---:|")
+    for number in numbers:
+        for templates in (1, 10):
+            hashes = recolour(number, templates)
+            start, cpu = time.perf_counter(), time.process_time()
+            groups = len(set(group_pictures(hashes)))
+            took, worked = time.perf_counter() - start, time.process_time() - cpu
+            print(f"| {number:,} | {templates} | {groups:,} | {took:.2f} | {worked:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--catalogue")
+    what.add_argument(
+        "--recoloured", type=int, nargs="+", metavar="PICTURES", help="one template in so many colours, and ten"
+    )
     parser.add_argument("--max_samples", type=int, help="rows to read")
     args = parser.parse_args()
+    if args.recoloured:
+        time_recoloured(args.recoloured)
+        return
     dataset = read_catalogue(args.catalogue, max_samples=args.max_samples).dataset
     start = time.perf_counter()
     hashes = [picture_hash(picture) for picture in dataset["image"]]

@@ -113,7 +113,7 @@ def group_pictures(hashes: Sequence[bytes]) -> list[int]:
 class _Groups:
     """Which rows belong together, by way of others too: those of one name, once they are settled."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         self.names = np.arange(number)
         self._pairs: list[np.ndarray] = []
         self._held = 0
@@ -140,11 +140,11 @@ def _near_colours(cells: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndar
     Rows are split at a value of the cell in which they differ most; both halves have what lies just above it.
     """
     generator = np.random.default_rng(0)  # what it draws decides on the time alone
-    waiting, done = [rows], []
+    waiting, done, held = [rows], [], 0
     while waiting:
         rows = waiting.pop()
         if len(rows) > _FEW:
-            sample = cells[generator.choice(rows, _FEW)]
+            sample = cells[generator.choice(rows, 64)]
             values = cells[rows, sample.std(axis=0, dtype=np.float32).argmax()]
             up_to = np.bincount(values, minlength=256).cumsum()
             lower, upper = up_to[np.minimum(np.arange(256) + MAX_COLOR, 255)], len(rows) - up_to
@@ -154,10 +154,10 @@ def _near_colours(cells: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndar
                 waiting += [rows[values <= cut + MAX_COLOR], rows[values > cut]]
                 continue
         done.append(rows)
-        sizes = [len(own) for own in done]
-        if not waiting or sum(sizes) > _PIECE:
-            yield np.concatenate(done), np.repeat(np.arange(len(done)), sizes)
-            done = []
+        held += len(rows)
+        if not waiting or held > _PIECE:
+            yield np.concatenate(done), np.repeat(np.arange(len(done)), [len(own) for own in done])
+            done, held = [], 0
 
 
 def _alike(
