@@ -20,7 +20,8 @@ How many swapped texts `fusionmatch listings` finds, and how many of what it fin
 A share of the products exchange their texts, over and over with other ones. *Found* and *right* are of the rows with a
 suspicion above 0.5; *among the worst* is the share of swapped rows among as many of the worst rows as were swapped.
 With a calibrated model (`fusionmatch calibrate`) a second line has its probabilities besides. `--held_out` swaps and
-counts only what the default split keeps out of the training, as what the model learnt from it knows.
+counts only what the default split keeps out of the training, as what the model learnt from it knows; a small part of
+that, the validation products, chose its best epoch and made its calibration.
 """
 
 import argparse
@@ -30,7 +31,13 @@ from speed import base_and_catalogue
 
 from fusionmatch.catalogue import read_catalogue
 from fusionmatch.evaluation.calibration import load_calibration
-from fusionmatch.evaluation.mismatches import SUSPICIOUS, suspicious_listings, tower_vectors
+from fusionmatch.evaluation.mismatches import (
+    SUSPICIOUS,
+    own_texts,
+    pair_probabilities,
+    suspicious_listings,
+    tower_vectors,
+)
 from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
 
@@ -52,11 +59,7 @@ def main() -> None:
         pairs = load_calibration(args.calibration_dir or base, model).get("pairs")
         if pairs is not None:
             found = embed_catalogue(model, processor, dataset, ranking_top_k=0)
-            place = {pair: i for i, pair in enumerate(zip(found.texts, found.text_products, strict=True))}
-            rows = zip(dataset["texts"], dataset["product"], strict=True)
-            own = torch.stack(
-                [found.text_embeds[[place[text, product] for text in row]].mean(0) for row, product in rows]
-            )
+            places = own_texts(found, dataset)
     products = list(dataset["product"])
     first = {name: row for row, name in reversed(list(enumerate(products)))}
     kept = {name for split, part in intake.split().items() if split != "train" for name in part["product"]}
@@ -73,7 +76,7 @@ def main() -> None:
             source = [first[other[product]] if product in other else row for row, product in enumerate(products)]
             told = [None]
             if pairs is not None:
-                told.append(pairs.probability((found.image_embeds * own[source]).sum(dim=1).numpy()).tolist())
+                told.append(pair_probabilities(found, [places[row] for row in source], pairs))
             for i, probabilities in enumerate(told):
                 every = suspicious_listings(images, texts[source], products, -1, probabilities)
                 order = torch.tensor([listing.row for listing in every if counted[listing.row]])

@@ -14,7 +14,7 @@
 """What language texts are in."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,42 +26,46 @@ if TYPE_CHECKING:
 
 
 UNDETERMINED = "und"
-# Of captions in five languages and of shops' texts none was told wrongly that was told with this probability.
+# What is told with this probability is hardly ever wrong; below, relatives such as Danish and Norwegian share it.
 _SURE = 0.95
 # Share of what is told surely; with less a language is none of the catalogue's own.
 _SHARE = 0.01
+# Share of the texts that has to be told surely for the others to take one of these languages: one long German text
+# among English titles, which are too short to tell, says nothing of them.
+_ENOUGH = 0.2
 
 
-def languages_of(texts: Collection[str]) -> tuple[list[str], np.ndarray]:
+def languages_of(texts: Iterable[str]) -> tuple[list[str], np.ndarray]:
     """
-    The language of each text, told by its letters (py3langid). Of a text that is too short for that it is the
-    likeliest one of those that others are in.
+    The language of each text, told by its letters (py3langid). Where many tell it surely, the others have the
+    likeliest of the languages that those are in.
 
     Args:
-        texts (collection of `str`):
-            Texts of one catalogue, gone through twice.
+        texts (iterable of `str`):
+            Texts of one catalogue; gone through twice.
 
     Returns:
-        `tuple[list[str], np.ndarray]`: ISO 639 codes, `und` for a text without letters and where no text is long
-        enough; and which texts tell it themselves, (texts,).
+        `tuple[list[str], np.ndarray]`: ISO 639 codes, `und` for a text without letters, and for what is not sure where
+        few texts are; and which texts tell it themselves, (texts,).
     """
     identifier = _identifier()
-    codes, sure = [], np.zeros(len(texts), dtype=bool)
-    for at, text in enumerate(texts):
+    codes, sure = [], []
+    for text in texts:
         language, probability = identifier.classify(text) if _has_letters(text) else (UNDETERMINED, 0.0)
         codes.append(language)
-        sure[at] = probability >= _SURE
-    counts = Counter(code for code, told in zip(codes, sure.tolist(), strict=True) if told)
-    own = [code for code, count in counts.items() if count >= _SHARE * counts.total()]
+        sure.append(probability >= _SURE)
+    counts = Counter(code for code, told in zip(codes, sure, strict=True) if told)
+    lettered = sum(code != UNDETERMINED for code in codes)
+    enough = counts.total() > 0 and counts.total() >= _ENOUGH * lettered
+    own = [code for code, count in counts.items() if count >= _SHARE * counts.total()] if enough else []
     try:
-        # All that is known where nothing is told: no restriction then, and no answer either.
         identifier.set_languages(own or None)
         for at, text in enumerate(texts):
             if not sure[at]:
                 codes[at] = identifier.classify(text)[0] if own and _has_letters(text) else UNDETERMINED
     finally:
         identifier.set_languages(None)
-    return codes, sure
+    return codes, np.array(sure, dtype=bool)
 
 
 def _has_letters(text: str) -> bool:

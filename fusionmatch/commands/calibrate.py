@@ -49,6 +49,12 @@ class CalibrateArguments:
     batch_size: int = field(default=64, metadata={"help": "Pictures embedded at a time."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
 
+    def __post_init__(self) -> None:
+        if not 0 < self.carried <= 1:
+            raise ValueError(f"`--carried` must be a share in (0, 1], got {self.carried}.")
+        if not 0 < self.matched < 1:
+            raise ValueError(f"`--matched` must be a share in (0, 1), got {self.matched}.")
+
 
 def run(argv: list[str]) -> None:
     """Fits on the validation products, measures on the test products, among all pictures of the catalogue."""
@@ -109,7 +115,8 @@ def run(argv: list[str]) -> None:
         )
     of_pairs = calibrations["pairs"] = PairCalibration.fit(held_out["validation"], args.matched)
     print(
-        f"\nPairs: fitted on {of_pairs.pictures:,} pictures of validation products, each with all texts of these.\n"
+        f"\nPairs: fitted on {of_pairs.pictures:,} pictures of validation products, each with its own texts "
+        "and up to 200 of others.\n"
         f"{args.matched:.0%} of the pairs are taken to belong together."
     )
     show(of_pairs, held_out["test"], "pair", "right ones, above")
@@ -117,7 +124,7 @@ def run(argv: list[str]) -> None:
     where = "" if args.output_dir is None else f" with `--calibration_dir {args.output_dir}`"
     print(
         f"\nWritten: {path}. `fusionmatch search`{where} shows probabilities of what is found for a text, "
-        "`fusionmatch listings` and `fusionmatch explain` those of pairs."
+        f"`fusionmatch listings`{where} those of pairs."
     )
 
 

@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
     )
     intake = data_args.read()
     dataset = intake.dataset if args.split == "all" else _choose(data_args.split(intake), args.split)
-    columns = [*dataset.column_names, "language", "text_length"]
+    columns = dict.fromkeys([*dataset.column_names, "language", "text_length"])
     unknown = [column for column in args.by if column not in columns]
     if unknown:
         raise ValueError(f"`--by` names {unknown}; there are {', '.join(columns)}.")

@@ -20,7 +20,7 @@ from ..evaluation.explanation_figure import draw_explanations
 from ..evaluation.retrieval import embed_catalogue
 from ..evaluation.searches import hits_and_misses, text_searches
 from .arguments import CommandParser, DataArguments, ModelArguments
-from .models import CalibrationArguments, load_model
+from .models import load_model
 
 
 @dataclass
@@ -36,8 +36,9 @@ class ExplainArguments:
 
 def run(argv: list[str]) -> None:
     """Shows which levels, heads, places, words and concepts decided for some hits and misses."""
-    parser = CommandParser((ModelArguments, DataArguments, CalibrationArguments, ExplainArguments), "explain")
-    model_args, data_args, calibration_args, args = parser.parse(argv)
+    model_args, data_args, args = CommandParser((ModelArguments, DataArguments, ExplainArguments), "explain").parse(
+        argv
+    )
     if args.num_examples < 1:
         raise ValueError(f"`--num_examples` must be at least 1, got {args.num_examples}.")
     splits = data_args.split(data_args.read())
@@ -45,7 +46,6 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"There is no split {args.split!r}; there are {', '.join(splits)}.")
     dataset = splits[args.split]
     model, processor = load_model(model_args)
-    pairs = calibration_args.load(model_args, model).get("pairs")
     found = embed_catalogue(model, processor, dataset, args.batch_size, args.disable_tqdm)
     hits, misses = hits_and_misses(text_searches(found, found, top_k=1), args.num_examples)
     examples = []
@@ -55,11 +55,10 @@ def run(argv: list[str]) -> None:
         image = dataset[row]["image"]
         heading = "hit" if search.rank_after == 1 else f"miss: found this, the right one is at {search.rank_after}"
         reading = explain(model, processor, image, search.text)
-        sure = "" if pairs is None else f", {pairs.probability(reading.cosine):.0%} that they belong together"
-        examples.append((f"{heading} ({found.image_products[row]}){sure}", image, search.text, reading))
+        examples.append((f"{heading} ({found.image_products[row]})", image, search.text, reading))
         concepts = ", ".join(word for word, _ in reading.image.concepts[:3])
         print(
-            f"{heading:<50} cosine {reading.cosine:.2f} (plain paths {reading.plain_cosine:.2f}){sure}"
+            f"{heading:<50} cosine {reading.cosine:.2f} (plain paths {reading.plain_cosine:.2f})"
             f"{'  sees: ' + concepts if concepts else ''}  “{search.text[:60]}”"
         )
     parts = [

@@ -15,7 +15,8 @@
 
 from dataclasses import dataclass, field
 
-from ..evaluation.mismatches import pair_probabilities, suspicious_listings, tower_vectors
+from ..evaluation.mismatches import own_texts, pair_probabilities, suspicious_listings, tower_vectors
+from ..evaluation.retrieval import embed_catalogue
 from ..report.listings import write_listings
 from ..report.words import Words
 from .arguments import CommandParser, DataArguments, ModelArguments
@@ -43,15 +44,15 @@ def run(argv: list[str]) -> None:
     model_args, data_args, calibration_args, args = CommandParser(arguments, "listings", "catalogue").parse(argv)
     intake = data_args.read()
     model, processor = load_model(model_args)
-    pairs = calibration_args.load(model_args, model).get("pairs")
-    sure = (
-        None
-        if pairs is None
-        else pair_probabilities(model, processor, intake.dataset, pairs, disable_tqdm=args.disable_tqdm)
-    )
+    pairs, sure = calibration_args.load(model_args, model).get("pairs"), None
+    if pairs is not None:
+        found = embed_catalogue(model, processor, intake.dataset, disable_tqdm=args.disable_tqdm, ranking_top_k=0)
+        sure = pair_probabilities(found, own_texts(found, intake.dataset), pairs)
     vectors = tower_vectors(model, processor, intake.dataset, disable_tqdm=args.disable_tqdm)
     listings = suspicious_listings(*vectors, list(intake.dataset["product"]), probabilities=sure)
-    page, table = write_listings(args.output_dir, listings, intake, data_args.name, args.language, args.most)
+    page, table = write_listings(
+        args.output_dir, listings, intake, data_args.name, args.language, args.most, pairs and pairs.matched
+    )
     swapped = sum(1 for listing in listings if listing.swapped_with is not None)
     print(
         f"{len(listings):,} of {len(intake.dataset):,} listings are worth a look, {swapped:,} of them perhaps swapped "

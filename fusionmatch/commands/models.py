@@ -13,6 +13,7 @@
 # limitations under the License.
 """The model that a command works with."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from ..loading import load_pretrained
 from ..repository import SETTINGS_PATTERNS, fetch
 from ..training.adapters import peft_base
 from .arguments import ModelArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:
@@ -68,16 +72,23 @@ class CalibrationArguments:
 
     def load(self, model_args: ModelArguments, model: nn.Module) -> Calibrations:
         """
-        What `fusionmatch calibrate` wrote for a model; empty where there is none.
+        What `fusionmatch calibrate` wrote for a model; empty where there is none. What lies in the model's own folder
+        but is of earlier weights is left out with a warning.
 
         Raises:
-            `ValueError`: it is of other weights.
+            `ValueError`: what lies in `calibration_dir` is of other weights.
         """
-        folder, name = self.calibration_dir, model_args.model_name_or_path
-        if folder is None and name is not None:
-            # Of a name on the Hub it came along with the settings.
-            folder = fetch(name, SETTINGS_PATTERNS, revision=model_args.model_revision)
-        return Calibrations() if folder is None else load_calibration(folder, model)
+        if self.calibration_dir is not None:
+            return load_calibration(self.calibration_dir, model)
+        if model_args.model_name_or_path is None:
+            return Calibrations()
+        # Of a name on the Hub it came along with the settings.
+        folder = fetch(model_args.model_name_or_path, SETTINGS_PATTERNS, revision=model_args.model_revision)
+        try:
+            return load_calibration(folder, model)
+        except ValueError as error:
+            logger.warning(f"There are no probabilities: {error}")
+            return Calibrations()
 
 
 def load_base(args: ModelArguments, **loading: Any) -> tuple[nn.Module, Any]:

@@ -183,7 +183,10 @@ def held_out_pairs(
             for belongs, chosen in ((True, own), (False, other)):
                 found[belongs].append((image_embeds[rows] @ text_embeds[chosen].t()).double().numpy())
     if not found[True]:
-        raise ValueError("A calibration of pairs needs pictures of at least two products with a text each.")
+        raise ValueError(
+            "A calibration of pairs needs held-out pictures of at least two products with a text each that is in no "
+            "training row. Raise `--validation_size` or `--test_size`, or add products."
+        )
     weights = ([np.full(each.size, 1 / each.shape[1]) for each in found[belongs]] for belongs in (True, False))
     flat = (np.concatenate([each.ravel() for each in found[belongs]]) for belongs in (True, False))
     return Pairs(*flat, *map(np.concatenate, weights))

@@ -60,7 +60,7 @@ def bootstrap_recalls(
     Recalls with percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13), expanded for few products as
     Hesterberg has it (2015, arXiv 1411.5279, section 5.3). Products are drawn, with
     replacement and with all their pictures and texts: those of one product stand and fall together. The gallery stays
-    as it is.
+    as it is. Of recalls, not of differences, the ends reach at least as far as Jeffreys' interval.
 
     Args:
         runs (`Sequence[tuple]`):
@@ -75,7 +75,7 @@ def bootstrap_recalls(
         num_samples (`int`, *optional*, defaults to 2000):
             Bootstrap samples.
         confidence (`float`, *optional*, defaults to 0.95):
-            Share of the samples within the interval.
+            How often the interval holds the truth, in (0, 1).
         seed (`int`, *optional*, defaults to 0):
             Of the samples; the same seed draws the same products for every model.
 
@@ -111,7 +111,7 @@ def bootstrap_recalls(
     found = {
         name: Interval(values[0, i].item(), low[i].item(), high[i].item()) for i, name in enumerate([*names, "rsum"])
     }
-    if baseline is None and num_samples:
+    if baseline is None and num_samples > 1:
         tops = [100.0] * len(names) + [100.0 * len(names)]
         for each, top, spread in zip(found.values(), tops, values[1:].std(dim=0).tolist(), strict=True):
             _reach(each, top, spread, n, (1 - confidence) / 2)
@@ -122,12 +122,13 @@ def _reach(interval: Interval, top: float, spread: float, products: int, tail: f
     """
     Where nearly all or nearly none is found samples vary too little. The ends then reach as far as those of Jeffreys'
     interval (Brown, Cai and DasGupta 2001) for as many independent products as have this spread (Korn and Graubard
-    1998). Products that all agree have none; what so many of them leave open is said by the exact interval (Clopper
-    and Pearson 1934), as that of Jeffreys is modified for the purpose.
+    1998). Products that all agree have none and count as they are; where they find all or nothing, what so many of
+    them leave open is said by the exact interval (Clopper and Pearson 1934), as that of Jeffreys is modified for the
+    purpose.
     """
     share = interval.value / top
     if 0 < share < 1:
-        number = share * (1 - share) / max(spread / top, 1e-6) ** 2
+        number = share * (1 - share) * (top / spread) ** 2 if spread > 1e-9 * top else products
         right, wrong = share * number + 0.5, (1 - share) * number + 0.5
         interval.low = min(interval.low, top * beta.ppf(tail, right, wrong).item())
         interval.high = max(interval.high, top * beta.ppf(1 - tail, right, wrong).item())

@@ -11,14 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures and texts of a catalogue that may not belong together, found without a model that was trained on pairs."""
+"""Pictures and texts of a catalogue that may not belong together, also without a model that was trained on pairs."""
 
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .calibration import PairCalibration
 from .inputs import image_inputs, text_inputs
-from .retrieval import embed_catalogue
+from .retrieval import CatalogueEmbeddings
 
 
 MISMATCH = "picture and text may not belong together"
@@ -44,11 +43,13 @@ def tower_vectors(
     model: nn.Module, processor: Any, dataset: datasets.Dataset, batch_size: int = 32, disable_tqdm: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Pooled features of both towers for each row, before any head: what encoders know that never saw the catalogue.
+    Pooled features of both towers for each row, before any head: what encoders know that never saw the catalogue, or,
+    where they were tuned whole, what they made of it.
 
     Args:
         model ([`FusionMatchModel`] or `PeftModel`):
-            The model; heads, fusion and an adapter, which may have learnt wrong pairs by heart, are not used.
+            The model; heads, fusion and an adapter, which may have learnt wrong pairs by heart, are not used. Towers
+            that were tuned without one, or into which it was merged, are taken as they are.
         processor ([`FusionMatchProcessor`]):
             Its processor.
         dataset (`datasets.Dataset`):
@@ -81,30 +82,37 @@ def tower_vectors(
     return torch.cat(images), torch.stack(own)
 
 
+def own_texts(found: CatalogueEmbeddings, dataset: datasets.Dataset) -> list[list[int]]:
+    """Where the texts of each row stand among those of an embedded catalogue."""
+    place = {pair: i for i, pair in enumerate(zip(found.texts, found.text_products, strict=True))}
+    return [
+        [place[text, product] for text in own]
+        for own, product in zip(dataset["texts"], dataset["product"], strict=True)
+    ]
+
+
 def pair_probabilities(
-    model: nn.Module,
-    processor: Any,
-    dataset: datasets.Dataset,
-    calibration: PairCalibration,
-    batch_size: int = 64,
-    disable_tqdm: bool = False,
+    found: CatalogueEmbeddings, texts: Sequence[Sequence[int]], calibration: PairCalibration
 ) -> list[float]:
     """
-    For each row how probable it is that its picture and its texts, by their mean similarity, belong together. Too high
-    for rows that the model was trained on.
+    How probable it is that a picture and its texts belong together, the mean over its texts. Too high for what the
+    model was trained on.
 
     Args:
+        found ([`~fusionmatch.evaluation.retrieval.CatalogueEmbeddings`]):
+            The embedded catalogue.
+        texts (`Sequence[Sequence[int]]`):
+            Texts of each picture ([`own_texts`]).
         calibration ([`~fusionmatch.evaluation.calibration.PairCalibration`]):
             The model's.
 
-    The other arguments are those of [`~fusionmatch.evaluation.retrieval.embed_catalogue`].
+    Returns:
+        `list[float]`: for each picture, in (0, 1).
     """
-    found = embed_catalogue(model, processor, dataset, batch_size, disable_tqdm, ranking_top_k=0)
-    place = {pair: i for i, pair in enumerate(zip(found.texts, found.text_products, strict=True))}
-    means = []
-    for image, own, product in zip(found.image_embeds, dataset["texts"], found.image_products, strict=True):
-        means.append((found.text_embeds[[place[text, product] for text in own]] @ image).mean().item())
-    return calibration.probability(np.array(means)).tolist()
+    return [
+        float(calibration.probability((found.text_embeds[list(own)] @ image).numpy()).mean())
+        for image, own in zip(found.image_embeds, texts, strict=True)
+    ]
 
 
 def suspicions(

@@ -81,7 +81,8 @@ class QueryResults:
         }
         table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in COLUMNS.items()})
         texts = [own[0] if own else "" for own in dataset["texts"]] + found.texts
-        table = table.append_column("language", pyarrow.array(languages_of(texts)[0]))
+        if "language" not in dataset.column_names:  # the catalogue's own says it better
+            table = table.append_column("language", pyarrow.array(languages_of(texts)[0]))
         table = table.append_column("text_length", pyarrow.array([_length(text) for text in texts]))
         for name, feature in dataset.features.items():
             if name in _NOT_KEPT or not isinstance(feature, datasets.Value):

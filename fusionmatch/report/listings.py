@@ -48,6 +48,7 @@ def write_listings(
     catalogue: str,
     language: str = "en",
     most: int = 100,
+    matched: float | None = None,
 ) -> tuple[Path, Path]:
     """
     Writes `listings.html` and `listings.csv`.
@@ -60,6 +61,8 @@ def write_listings(
         catalogue (`str`): Its name.
         language (`str`, *optional*, defaults to `"en"`): `en` or `ja`.
         most (`int`, *optional*, defaults to 100): Listings on the page; the table has all.
+        matched (`float`, *optional*): Where probabilities of a calibrated model took part, the share of pairs that it
+            takes to belong together.
 
     Returns:
         `tuple[Path, Path]`: page and table.
@@ -93,9 +96,8 @@ def write_listings(
         for listing in listings[:most]
     ]
     more = t("listings_shown", shown=most, file=LISTINGS_TABLE) if len(listings) > most else ""
-    calibrated = any(listing.probability is not None for listing in listings)
     intro = t(
-        "listings_intro_calibrated" if calibrated else "listings_intro",
+        "listings_intro_calibrated" if matched else "listings_intro",
         count=f"{len(listings):,}",
         rows=f"{len(dataset):,}",
         threshold=f"{SUSPICIOUS:.0%}",
@@ -105,7 +107,7 @@ def write_listings(
     content = (
         environment()
         .get_template("listings.html")
-        .render(t=t, title=title, intro=intro, calibrated=calibrated, listings=entries, more=more)
+        .render(t=t, title=title, intro=intro, matched=matched and f"{matched:.0%}", listings=entries, more=more)
     )
     page.write_text(content, encoding="utf-8")
 

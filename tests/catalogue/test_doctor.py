@@ -130,7 +130,18 @@ def test_languages_of_a_catalogue(tmp_path, noise):
     # What is too short to tell has one of the languages that others are in.
     shares = languages(read_catalogue(write(tmp_path, rows)))
     assert dict(shares) == pytest.approx({"en": 4 / 7, "ja": 2 / 7, "und": 1 / 7})
-    assert dict(languages(read_catalogue(write(tmp_path, rows)), most=2)) == {"en": 0.5, "und": 0.5}
+    # A sample is not misled by languages that take turns.
+    rows = [
+        {"image": noise(f"{i % 4}.png", i % 4), "text": f"{JAPANESE if i % 2 else ENGLISH[0]}, {i}"}
+        for i in range(400)
+    ]
+    shares = dict(languages(read_catalogue(write(tmp_path, rows)), most=199))
+    assert shares == pytest.approx({"en": 0.5, "ja": 0.5}, abs=0.1)
+
+
+def test_a_long_text_says_nothing_of_titles_too_short_to_tell():
+    titles = ["red boot", "blue jacket", "soft hat", "wool scarf", "rain coat"] * 4
+    assert languages_of([*titles, GERMAN]) == (["und"] * 20 + ["de"], pytest.approx([False] * 20 + [True]))
 
 
 def test_texts_in_another_language_than_most_are_named(tmp_path, noise):

@@ -13,10 +13,28 @@
 # limitations under the License.
 """Pairs that do not belong together are told from those that do."""
 
+import math
+
+import datasets
 import pytest
 import torch
+from peft import get_peft_model
 
-from fusionmatch.evaluation.mismatches import suspicions, suspicious_listings
+from fusionmatch.catalogue import read_catalogue
+from fusionmatch.catalogue.sample_shop import write_sample_shop
+from fusionmatch.evaluation.calibration import PairCalibration
+from fusionmatch.evaluation.inputs import image_inputs
+from fusionmatch.evaluation.mismatches import (
+    own_texts,
+    pair_probabilities,
+    suspicions,
+    suspicious_listings,
+    tower_vectors,
+)
+from fusionmatch.evaluation.retrieval import CatalogueEmbeddings
+from fusionmatch.training import lora_config
+
+from ..core.tiny import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +81,45 @@ def test_two_texts_that_changed_places_are_named_together(pairs):
     assert named in ({"3": "70", "70": "3"}, {"3": "70"}, {"70": "3"})
     for listing in listings:
         assert len({products[row] for row in (listing.row, *listing.fits)}) == 4
+
+
+def test_a_calibrated_model_has_a_say(pairs):
+    images, texts, products = pairs
+    texts = texts.clone()
+    texts[[6, 7, 140, 141]] = texts[[140, 141, 6, 7]]
+    alone = suspicious_listings(images, texts, products)
+    assert suspicious_listings(images, texts, products, probabilities=[1.0] * 200) == []
+    sure = [1.0] * 200
+    sure[alone[-1].row], sure[alone[0].row] = 0.1, 0.3
+    both = suspicious_listings(images, texts, products, probabilities=sure)
+    assert {each.row: each.probability for each in both} == {alone[-1].row: 0.1, alone[0].row: 0.3}
+    assert both[0].suspicion == pytest.approx((both[0].share + 1 - both[0].probability) / 2)
+    assert both[0].suspicion > both[1].suspicion > 0.5
+
+
+def test_the_probability_of_a_row_is_the_mean_over_its_texts():
+    calibration = PairCalibration(score=4.0, intercept=-1.0, matched=0.5, pictures=20)
+    embeds = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1.0]]), dim=1)
+    found = CatalogueEmbeddings(embeds[:2], embeds, ["a", "b"], ["a", "a", "b"], ["one", "two", "two"])
+    rows = datasets.Dataset.from_dict({"texts": [["two", "one"], ["two"]], "product": ["a", "b"]})
+    places = own_texts(found, rows)
+    assert places == [[1, 0], [2]]
+    one, both, other = (1 / (1 + math.exp(1 - 4 * cosine)) for cosine in (1, 0.6, 0.8))
+    assert pair_probabilities(found, places, calibration) == pytest.approx([(one + both) / 2, other])
+
+
+def test_what_an_adapter_has_learnt_is_no_evidence(tmp_path):
+    rows = read_catalogue(write_sample_shop(tmp_path, num_products=4, image_size=48, faults=False)).dataset
+    model, processor = tiny_model().eval(), tiny_processor()
+    before = tower_vectors(model, processor, rows, disable_tqdm=True)
+    adapted = get_peft_model(model, lora_config(model)).eval()
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    pixels = image_inputs(processor, rows["image"][:4])
+    assert not torch.equal(adapted.base_model.model.encode_tower(pixel_values=pixels).pooled, before[0][:4])
+    for one, again in zip(before, tower_vectors(adapted, processor, rows, disable_tqdm=True), strict=True):
+        torch.testing.assert_close(one, again)
 
 
 def test_copies_of_a_text_do_not_speak_against_it(pairs):

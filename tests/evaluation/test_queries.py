@@ -73,6 +73,13 @@ def test_a_row_is_a_query_with_what_the_catalogue_says_of_it(results):
     assert {row["text_length"] for row in rows} == {"up to 40 characters"}
 
 
+def test_the_catalogue_s_own_language_column_wins(embeddings, dataset):
+    own = dataset.add_column("language", ["English", "English", "German", "English"])
+    rows = QueryResults.from_embeddings(embeddings, own).table.to_pylist()
+    assert [row["language"] for row in rows[:4]] == ["English", "English", "German", "English"]
+    assert "language_source" not in rows[0]
+
+
 def test_rows_made_by_hand_go_by_their_number(embeddings, dataset):
     results = QueryResults.from_embeddings(embeddings, dataset.remove_columns("image_id"))
     assert results.side("i2t", "query") == ["0", "1", "2", "3"]

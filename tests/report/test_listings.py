@@ -50,6 +50,8 @@ def test_the_page_shows_the_worst_and_the_table_all(intake, tmp_path):
 def test_nothing_to_show_and_japanese(intake, tmp_path):
     page, table = write_listings(tmp_path, [], intake, "shop")
     assert "No listing stands out." in page.read_text(encoding="utf-8")
+    calibrated, _ = write_listings(tmp_path / "calibrated", [], intake, "shop", matched=0.5)
+    assert "for pairs of which 50% belong together" in calibrated.read_text(encoding="utf-8")
     assert len(table.read_text(encoding="utf-8-sig").splitlines()) == 1
     page, _ = write_listings(tmp_path, [Listing(3, 0.9, [7], None)], intake, "shop", language="ja")
     assert "ほかのテキストの90%がより合う" in page.read_text(encoding="utf-8")
