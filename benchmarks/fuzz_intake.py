@@ -76,7 +76,9 @@ class Watch:
 def read(case: Case, folder: Path, watch: Watch, allowed: list[Path], connection: Connection) -> dict[str, Any]:
     """Writes a case and reads it; says when the reading begins."""
     from fusionmatch.catalogue import examine, read_catalogue
+    from fusionmatch.catalogue.languages import languages_of
 
+    languages_of(["What is known of languages unpacks into a temporary file, once."])
     shop = folder / "shop"
     shop.mkdir()
     path = case.write(shop)
