@@ -214,7 +214,7 @@ def suspicious_listings(
         threshold (`float`, *optional*, defaults to 0.5):
             A lower one finds more of what does not belong together, and more of what does.
         probabilities (`Sequence[float]`, *optional*):
-            Of each row to belong together ([`pair_probabilities`]); the suspicion is then the mean of the two.
+            Of each row to belong together ([`pair_probabilities`]), for [`Listing.suspicion`].
     """
     share, nearest = suspicions(images, texts, products)
     sure = [None] * len(products) if probabilities is None else probabilities
