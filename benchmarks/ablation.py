@@ -18,10 +18,11 @@ for every row, settings of `recipes/flickr8k/base.yaml` where a row does not say
     python benchmarks/ablation.py --base base --train_file "flickr8k/train-*.parquet" \\
         --validation_file "flickr8k/validation-*.parquet" --test_file "flickr8k/test-*.parquet" --work_dir runs
 
-The best epoch is chosen on the validation split; each run is then measured once on the test split. Runs that are in
-the work folder already are not repeated, so a stopped benchmark goes on, and further rows and seeds add to the table.
-Writes `ablation.csv`, `ablation.md` and `ablation.png` into the work folder. `--rows` takes names or groups:
-`--rows architecture peers`; `--list` shows them.
+The best epoch is chosen on the validation split; each run is then measured once on the test split and its ranks
+stay as one small file in `results` of the work folder. Runs found there are not repeated, so a stopped benchmark goes
+on, and further rows and seeds add to the table; with `--results_dir benchmarks/results/flickr8k --rows` the documented
+one is made from its ranks without a training. Writes `ablation.csv`, `ablation.md` and `ablation.png` into the work
+folder. `--rows` takes names or groups: `--rows architecture peers`; `--list` shows them.
 """
 
 import argparse
@@ -41,9 +42,10 @@ from typing import Any
 import datasets
 import torch
 import yaml
-from ablation_rows import ROWS, Row, StepSchedule
+from ablation_rows import CONTROL, ROWS, Row, StepSchedule
 from peers import PEERS, train_peer
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoProcessor, set_seed
 
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchTrainingArguments, load_catalogue
@@ -58,7 +60,6 @@ from fusionmatch.training.pipeline import fit
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "flickr8k" / "base.yaml"
 RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
-CONTROL = "control: plain path alone"
 
 
 class Bench:
@@ -114,7 +115,10 @@ class Bench:
         if row.peer:
             return train_peer(PEERS[row.peer], self, processor, seed, **settings)
         if row.on:
-            model, _ = load_pretrained(self.work_dir / slug(row.on, seed), ranking_stage=row.ranking)
+            base = self.work_dir / slug(row.on, seed)
+            if not base.is_dir():
+                self.run(next(each for each in ROWS if each.name == row.on), seed)
+            model, _ = load_pretrained(base, ranking_stage=row.ranking)
             if row.ranking:
                 model.fusionmatch.requires_grad_(False)
             else:
@@ -131,6 +135,7 @@ class Bench:
         if not row.keep:
             shutil.rmtree(run)
         numbers = {"trainable": result.trainable[-1][1], "seconds": result.seconds, "gates": gates}
+        numbers["validation_rsum"] = result.trainer.state.best_metric
         numbers |= {name: value for name, value in result.after.items() if name.startswith("concepts")}
         return numbers, result.after_embeddings
 
@@ -138,6 +143,12 @@ class Bench:
 def slug(name: str, seed: int) -> str:
     """A row and seed as the name of a file."""
     return "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}").lower()
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """What a run depends on beside the recipe, as JSON gives it back."""
+    shown = ("group", "name", "keep", "one_seed", "against")
+    return json.loads(json.dumps({key: value for key, value in vars(row).items() if key not in shown}))
 
 
 def reset_peak_memory() -> None:
@@ -151,14 +162,18 @@ def peak_memory_gb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> list[dict[str, Any]]:
+def summarise(results: Path, rows: Sequence[Row], test: datasets.Dataset) -> list[dict[str, Any]]:
     """One line a row: means over the seeds with intervals, and the difference to the control on the same seeds."""
     products = (list(test["product"]), unique_texts(test)[1])
     measured: dict[str, dict[int, tuple[dict[str, Any], Any]]] = {}
-    for path in sorted((work_dir / "results").glob("*.json")):
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        ranks = load_file(path.with_suffix(".safetensors"))
-        measured.setdefault(numbers["row"], {})[numbers["seed"]] = numbers, (ranks["i2t"], ranks["t2i"])
+    for path in sorted(results.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["run"])
+            ranks = tuple(file.get_tensor(direction).long() for direction in ("i2t", "t2i"))
+        row = next((row for row in rows if row.name == numbers["row"]), None)
+        if row is not None and numbers["settings"] != settings_of(row):
+            raise SystemExit(f"{path} was run with other settings ({numbers['settings']}); delete it to run it again.")
+        measured.setdefault(numbers["row"], {})[numbers["seed"]] = numbers, ranks
     table = []
     for row in rows:
         runs = measured.get(row.name)
@@ -178,6 +193,7 @@ def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> li
             line |= {"gain": round(gain.value, 1), "gain_low": round(gain.low, 1), "gain_high": round(gain.high, 1)}
         numbers = [each for each, _ in runs.values()]
         line |= {
+            "validation_rsum": round(statistics.mean(n["validation_rsum"] for n in numbers), 1),
             "trainable": numbers[0]["trainable"],
             "seconds": round(statistics.median(n["seconds"] for n in numbers)),
             "peak_gb": round(max(n["peak_gb"] for n in numbers), 1),
@@ -193,20 +209,21 @@ def summarise(work_dir: Path, rows: Sequence[Row], test: datasets.Dataset) -> li
 def markdown(table: list[dict[str, Any]]) -> str:
     """The table for a document."""
     lines = [
-        "| row | seeds | i→t R@1 / 5 / 10 | t→i R@1 / 5 / 10 | RSUM | difference | trained | s | GB |",
-        "|---|---:|---|---|---|---|---:|---:|---:|",
+        "| row | seeds | i→t R@1 / 5 / 10 | t→i R@1 / 5 / 10 | RSUM | difference | on validation | trained | s | GB |",
+        "|---|---:|---|---|---|---|---:|---:|---:|---:|",
     ]
     group = None
     for line in table:
         if line["group"] != group:
             group = line["group"]
-            lines.append(f"| *{group}* | | | | | | | | |")
+            lines.append(f"| *{group}* | | | | | | | | | |")
         recalls = [f"{line[name]:.1f}" for name in RECALLS]
         gain = f"{line['gain']:+.1f} [{line['gain_low']:+.1f}, {line['gain_high']:+.1f}]" if "gain" in line else ""
         lines.append(
             f"| {line['row']} | {line['seeds']} | {' / '.join(recalls[:3])} | {' / '.join(recalls[3:])} | "
             f"**{line['rsum']:.1f}** [{line['rsum_low']:.1f}, {line['rsum_high']:.1f}] | {gain} | "
-            f"{line['trainable'] / 1e6:.2f} M | {line['seconds']} | {line['peak_gb']:.1f} |"
+            f"{line['validation_rsum']:.1f} | {line['trainable'] / 1e6:.2f} M | {line['seconds']} | "
+            f"{line['peak_gb']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -240,6 +257,7 @@ def main() -> None:
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--{split}_file", required="--list" not in sys.argv)
     parser.add_argument("--work_dir", type=Path, required="--list" not in sys.argv)
+    parser.add_argument("--results_dir", type=Path, help="ranks, one file a run (default: WORK_DIR/results)")
     parser.add_argument("--rows", nargs="*", default=["*"], help="names, groups or patterns")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
@@ -252,27 +270,28 @@ def main() -> None:
         return
     logging.basicConfig(level=logging.WARNING)
     bench = Bench(args)
-    results = args.work_dir / "results"
+    results: Path = args.results_dir or args.work_dir / "results"
     results.mkdir(parents=True, exist_ok=True)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for row in chosen:
-            path = results / f"{slug(row.name, seed)}.json"
+            path = results / f"{slug(row.name, seed)}.safetensors"
             if path.is_file() or (row.one_seed and seed != args.seeds[0]):
                 continue
             reset_peak_memory()
             numbers, embeddings = bench.run(row, seed)
-            numbers |= {"row": row.name, "seed": seed, "peak_gb": peak_memory_gb()}
-            ranks = {direction: embeddings.ranks(direction) for direction in ("i2t", "t2i")}
-            save_file(ranks, path.with_suffix(".safetensors"))
-            path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-            rsum = summarise(args.work_dir, [row], bench.splits["test"])[0]["rsum_by_seed"]
+            numbers |= {"row": row.name, "seed": seed, "settings": settings_of(row), "peak_gb": peak_memory_gb()}
+            ranks = {direction: embeddings.ranks(direction).short() for direction in ("i2t", "t2i")}
+            save_file(ranks, path.with_suffix(".partial"), metadata={"run": json.dumps(numbers)})
+            path.with_suffix(".partial").rename(path)
+            rsum = summarise(results, [row], bench.splits["test"])[0]["rsum_by_seed"]
             print(f"{row.name}, seed {seed}: {numbers['seconds']:.0f} s, RSUM by seed {rsum}", flush=True)
 
     if args.against is not None:
         others = [dataclasses.replace(row, against=args.against) for row in chosen]
-        print(markdown(summarise(args.work_dir, others, bench.splits["test"])))
+        print(markdown(summarise(results, others, bench.splits["test"])))
         return
-    table = summarise(args.work_dir, ROWS, bench.splits["test"])
+    table = summarise(results, ROWS, bench.splits["test"])
     with (args.work_dir / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for line in table for key in line)))
         writer.writeheader()

@@ -19,6 +19,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 
+CONTROL = "control: plain path alone"
+
+
 @dataclass
 class Row:
     """
@@ -60,7 +63,7 @@ class Row:
     step_schedule: bool = False
     peer: str = ""
     one_seed: bool = False
-    against: str = "control: plain path alone"
+    against: str = CONTROL
 
 
 class StepSchedule(TrainerCallback):
@@ -78,6 +81,8 @@ class StepSchedule(TrainerCallback):
 NO_BRANCH = {"vision_feature_levels": [], "text_feature_levels": []}
 LAST_LEVEL = {"vision_feature_levels": [-1], "text_feature_levels": [-1]}
 TWO_LEVELS = {"vision_feature_levels": [-6, -1], "text_feature_levels": [-1]}
+# The scale that the recipe starts InfoNCE from, and SigLIP's bias.
+SIGMOID_50 = {"logit_scale_init_value": 3.912, "logit_bias_init_value": -10.0}
 SIGMOID = {"logit_scale_init_value": 2.3026, "logit_bias_init_value": -10.0}
 CVSE_WEIGHTS = {
     "loss_weighting": "fixed",
@@ -100,13 +105,13 @@ CONCEPTS = {"loss_components": ["fused", "instance", "consensus", "concept"]}
 BASE = "+ attention, last level"
 
 ROWS = [
-    Row("architecture", "control: plain path alone", NO_BRANCH),
+    Row("architecture", CONTROL, NO_BRANCH, keep=True),
     Row("architecture", BASE, LAST_LEVEL, keep=True),
     Row("architecture", "+ two levels, weighted sum", TWO_LEVELS | {"fusion_mode": "weighted_sum"}),
     Row("architecture", "+ two levels, gated", TWO_LEVELS | {"fusion_mode": "gated"}),
     Row("architecture", "+ two levels, concat", TWO_LEVELS | {"fusion_mode": "concat"}),
     Row("architecture", "+ consensus, its losses", LAST_LEVEL, CONCEPTS, concepts=True),
-    Row("ranking stage", "+ ranking stage", training=RANKING, on=BASE, ranking=True),
+    Row("ranking stage", "+ ranking stage", training=RANKING, on=BASE, ranking=True, against=BASE),
     *(Row("peers", f"{peer}", peer=peer) for peer in PEERS),
     *(
         Row(WEIGHTING, name, LAST_LEVEL, ONE_CAPTION | settings, concepts=True, against="unit")
@@ -123,7 +128,15 @@ ROWS = [
             (SCHEDULE, "constant after warm-up", LAST_LEVEL, CONSTANT, False),
             (SCHEDULE, "a tenth after half of the steps", LAST_LEVEL, CONSTANT, True),
             (LOSS, "sigmoid", LAST_LEVEL | SIGMOID, {"contrastive_loss": "sigmoid"}, False),
+            (LOSS, "sigmoid, scale from 50", LAST_LEVEL | SIGMOID_50, {"contrastive_loss": "sigmoid"}, False),
             (LOSS, "triplet", LAST_LEVEL, TRIPLET | {"triplet_warmup_steps": 23}, False),
+            (
+                LOSS,
+                "triplet, no dropout",
+                LAST_LEVEL | {"feature_dropout": 0.0, "head_dropout": 0.0},
+                TRIPLET | {"triplet_warmup_steps": 23},
+                False,
+            ),
             (
                 LOSS,
                 "triplet, mean of hinges for half of it",
@@ -146,5 +159,6 @@ ROWS = [
         for peer in PEERS
         for rate in (2e-4, 5e-4, 2e-3, 4e-3)
     ),
-    Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True),
+    Row("tuning of towers", "control + LoRA in both towers", training=LORA, on=CONTROL, one_seed=True),
+    Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True, against=BASE),
 ]
