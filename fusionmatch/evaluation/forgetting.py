@@ -91,33 +91,36 @@ def sweep(
     ]
 
 
-def recommend(points: Sequence[Point], keep: float = 0.95) -> Point:
+def recommend(points: Sequence[Point], keep: float = 0.95, most_forgotten: float = 1.0) -> Point | None:
     """
-    Of the strengths that keep enough of the gain, the one that forgets least.
+    Of the strengths that keep enough of the gain, the one that forgets least; none where all of them forget too much.
 
     Args:
         points (`Sequence[Point]`):
             Measured strengths, 0 among them.
         keep (`float`, *optional*, defaults to 0.95):
             Share of the largest gain on the catalogue that has to be left.
+        most_forgotten (`float`, *optional*, defaults to 1.0):
+            Share of what the base reaches on the general corpus that may be lost.
 
     Raises:
-        `ValueError`: the strength 0 was not measured, or `keep` is no share.
+        `ValueError`: the strength 0 was not measured, or one of the two is no share.
     """
     start = next((point for point in points if point.scale == 0), None)
-    if start is None or not 0 < keep <= 1:
+    if start is None or not 0 < keep <= 1 or not 0 <= most_forgotten <= 1:
         raise ValueError(
-            f"A recommendation needs the scale 0 and `keep` in (0, 1], got {[point.scale for point in points]} and "
-            f"{keep}."
+            f"A recommendation needs the scale 0, `keep` in (0, 1] and `most_forgotten` in [0, 1], got "
+            f"{[point.scale for point in points]}, {keep} and {most_forgotten}."
         )
     best = max(point.catalogue for point in points) - start.catalogue
     if best <= 0:
         return start
     enough = [point for point in points if point.catalogue - start.catalogue >= keep * best]
-    return max(enough, key=lambda point: (point.general, -point.scale))
+    chosen = max(enough, key=lambda point: (point.general, -point.scale))
+    return chosen if chosen.general >= (1 - most_forgotten) * start.general else None
 
 
-def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point, unit: str = "RSUM") -> Path:
+def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point | None, unit: str = "RSUM") -> Path:
     """
     The curve: general retrieval against retrieval on the catalogue, the strengths as marks.
 
@@ -135,11 +138,13 @@ def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point, unit: s
     axes.plot([point.general for point in points], [point.catalogue for point in points], "o-", color="C0")
     for point in points:
         axes.annotate(f"{point.scale:g}", (point.general, point.catalogue), (6, 4), textcoords="offset points")
-    axes.plot(chosen.general, chosen.catalogue, "o", markersize=13, fillstyle="none", color="C3", label="recommended")
+    if chosen is not None:
+        ring = {"markersize": 13, "fillstyle": "none", "color": "C3"}
+        axes.plot(chosen.general, chosen.catalogue, "o", label="recommended", **ring)
+        axes.legend()
     axes.set_xlabel(f"general corpus, {unit}")
     axes.set_ylabel(f"catalogue, {unit}")
     axes.set_title("Strength of the adaptation: 0 the base, 1 as it was trained", fontsize=10)
     axes.grid(color="0.9")
-    axes.legend()
     figure.savefig(path, dpi=130)
     return Path(path)

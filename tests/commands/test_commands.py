@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchTrainingArguments, load_catalogue
+from fusionmatch.catalogue import read_catalogue
 from fusionmatch.commands import COMMANDS, main
 from fusionmatch.commands.arguments import ModelArguments
 from fusionmatch.commands.models import load_model
@@ -114,7 +115,17 @@ def test_presets(base, shop, tmp_path, capsys):
     before, full = load_pretrained(base)[0].state_dict(), loaded.state_dict()
     for tower in ("vision_model", "text_model"):
         assert any(not torch.equal(before[name], full[name]) for name in before if name.startswith(tower))
+    # Between two whole checkpoints: what the run measured before and after is at the ends.
+    command = ["forgetting", "--catalogue", str(shop), "--general_file", str(shop), "--disable_tqdm"]
+    command += ["--model_name_or_path", str(tmp_path / "full"), "--base", str(base), "--scales", "0", "1"]
+    assert main([*command, "--most_forgotten", "1", "--output_dir", str(tmp_path / "kept")]) == 0
+    points = json.loads((tmp_path / "kept" / "forgetting.json").read_text())["points"]
+    general = read_catalogue({"test": [str(shop)]}).dataset
+    for point, name in zip(points, (base, tmp_path / "full"), strict=True):
+        expected = evaluate_retrieval(*load_pretrained(name), general, disable_tqdm=True)["rsum"]
+        assert point["general"] == pytest.approx(expected)
     capsys.readouterr()
+    command = ["adapt", "--model_name_or_path", str(base), "--catalogue", str(shop), *ADAPT]
     fails(capsys, [*command, "--preset", "lorra"], "fast, lora, dora, qlora, full", "lorra")
 
 

@@ -97,3 +97,12 @@ def test_the_recommended_strength_keeps_the_gain_and_forgets_least():
     assert recommend([Point(0.0, 100, 300), Point(1.0, 90, 200)]).scale == 0
     with pytest.raises(ValueError, match="scale 0"):
         recommend(points[1:])
+
+
+def test_none_is_recommended_where_all_forget_too_much():
+    points = [Point(0.0, 100, 300), Point(0.5, 150, 270), Point(1.0, 200, 150)]
+    assert recommend(points, most_forgotten=0.1) is None
+    assert recommend(points, most_forgotten=0.5).scale == 1
+    assert recommend(points, keep=0.5, most_forgotten=0.1).scale == 0.5
+    with pytest.raises(ValueError, match="most_forgotten"):
+        recommend(points, most_forgotten=10)
