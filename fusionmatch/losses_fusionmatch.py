@@ -69,6 +69,8 @@ def infonce_loss(
 
     Each row's target is uniform over its positives $P_i$. With one positive a row it is CLIP's loss (arXiv 2103.00020,
     figure 3); with several it is the outer form of supervised contrastive learning (arXiv 2004.11362, equation 2).
+    The positives of a row share it: one that has more than its even share gives way to the others of its product,
+    while together they are never pushed away.
 
     Args:
         logits_per_text (`torch.Tensor` of shape `(texts, images)`):
