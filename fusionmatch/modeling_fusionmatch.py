@@ -519,7 +519,8 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
     @torch.no_grad()
     def concepts(self, top_k: int = 5, **inputs: torch.Tensor) -> dict[str, list[list[tuple[str, float]]]]:
         """
-        The concept words that the model finds in pictures and texts.
+        The concept words that the model finds in pictures and texts: those of its evaluation mode, also while it is
+        in training.
 
         Args:
             top_k (`int`, *optional*, defaults to 5):
@@ -536,7 +537,13 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
         """
         if self.concept_bank is None:
             raise ValueError("The model has no concepts. Give it some with `set_concepts` and train it.")
-        outputs = self(**inputs)
+        was_training = self.training
+        # Dropout would draw other words each time, and batch normalisations would learn from what is only looked at.
+        self.eval()
+        try:
+            outputs = self(**inputs)
+        finally:
+            self.train(was_training)
         words = self.config.concept_words or [str(i) for i in range(self.config.num_concepts)]
         found = {}
         for name, output in (("image", outputs.vision_model_output), ("text", outputs.text_model_output)):
