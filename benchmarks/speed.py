@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Images/s and texts/s of embedding, milliseconds to change adapters, peak memory. Training: `training_speed.py`.
+Images/s and texts/s of embedding, pixels of photographs beside the image processor's time, milliseconds to change
+adapters, peak memory. Training: `training_speed.py`.
 
     python benchmarks/speed.py                                 (starter base and sample shop, made on the spot)
     python benchmarks/speed.py --base base --catalogue products.csv
@@ -22,6 +23,7 @@ shared machine only the ratios between rows of one run say something.
 """
 
 import argparse
+import io
 import json
 import resource
 import statistics
@@ -34,19 +36,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import nn
 
 
+# Pictures of the catalogue, saved as photographs of a shop and of a camera are.
+JPEGS = {"JPEG of 640x480 to pixels": (640, 480), "JPEG of 2000x1500 to pixels": (2000, 1500)}
 ROWS = {
     "embed pictures": "images/s",
     "embed texts": "texts/s",
+    **dict.fromkeys(JPEGS, "x faster"),
     "change to an adapter that is loaded": "ms",
     "load an adapter and change to it": "ms",
 }
 
 
 def measure(row: str, base: str, catalogue: str, repeats: int) -> list[float]:
-    """Units per second of each repeat, after one to warm up; milliseconds for adapters."""
+    """
+    Units per second of each repeat, after one to warm up; milliseconds for adapters; for pixels how many times as long
+    the image processor takes.
+    """
     from fusionmatch import load_catalogue
     from fusionmatch.evaluation.retrieval import embed_images, embed_texts
     from fusionmatch.loading import load_pretrained
@@ -55,6 +65,8 @@ def measure(row: str, base: str, catalogue: str, repeats: int) -> list[float]:
     if "adapter" in row:
         return measure_adapters(row, model, repeats)
     dataset = load_catalogue(catalogue)["train"]
+    if row in JPEGS:
+        return measure_pixels(JPEGS[row], processor, dataset[:16]["image"], repeats)
     texts = [text for texts in dataset["texts"] for text in texts]
     speeds = []
     for _ in range(repeats + 1):
@@ -65,6 +77,28 @@ def measure(row: str, base: str, catalogue: str, repeats: int) -> list[float]:
             embed_texts(model, processor, texts, disable_tqdm=True)
         speeds.append((len(dataset) if row == "embed pictures" else len(texts)) / (time.perf_counter() - start))
     return speeds[1:]
+
+
+def measure_pixels(size: tuple[int, int], processor: Any, pictures: list[Image.Image], repeats: int) -> list[float]:
+    """
+    The image processor's CPU time from a batch of files to its pixels over ours, decoding among both; on one thread,
+    as a worker of a data loader has.
+    """
+    from fusionmatch.evaluation.inputs import image_inputs
+
+    torch.set_num_threads(1)
+    files = [io.BytesIO() for _ in pictures]
+    for file, picture in zip(files, pictures, strict=True):
+        picture.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    ratios = []
+    for _ in range(repeats + 1):
+        starts = [time.process_time()]
+        processor.image_processor(images=[Image.open(file) for file in files], return_tensors="pt")
+        starts.append(time.process_time())
+        image_inputs(processor, [Image.open(file) for file in files])
+        starts.append(time.process_time())
+        ratios.append((starts[1] - starts[0]) / (starts[2] - starts[1]))
+    return ratios[1:]
 
 
 def measure_adapters(row: str, model: nn.Module, repeats: int) -> list[float]:

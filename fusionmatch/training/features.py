@@ -166,7 +166,8 @@ class TowerFeatureCache:
         """
         config = model.config
         key = _digest(
-            "images",
+            # Counted up when the pixels of a picture are made in another way.
+            "images 2",
             model.config.vision_config.to_json_string(use_diff=False),
             fingerprint(model.vision_model),
             json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str),
