@@ -207,6 +207,34 @@ def test_stopped_within_an_epoch_it_goes_on_exactly(model, splits, processor, tm
         assert torch.equal(tensor, ends[name]), name
 
 
+def test_workers_see_the_batches_that_are_seen_without(splits, processor, tmp_path, monkeypatch):
+    """Texts and views that rotate with the epoch, and the pairs that the teacher found at the beginning of one."""
+
+    def batches(**options):
+        model, seen = tiny_model(gate_init_value=0.0), []
+        options |= {"num_train_epochs": 2, "image_views": 2, "cache_tower_features": False, "eval_strategy": "no"}
+        trainer = start(model, splits, processor, tmp_path / str(len(options)), save_strategy="no", **options)
+        compute_loss = trainer.compute_loss
+
+        def look(model, inputs, *args, **kwargs):
+            inputs = dict(inputs)
+            seen.append(inputs | {"pixel_values": inputs["pixel_values"].pixel_bytes})
+            return compute_loss(model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(trainer, "compute_loss", look)
+        trainer.train()
+        assert (trainer.train_dataset.assigned >= 0).any()
+        return seen
+
+    alone = batches()
+    workers = {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4}
+    for found in (batches(**workers), batches(**workers, dataloader_persistent_workers=True)):
+        for ours, theirs in zip(alone, found, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, tensor in ours.items():
+                assert torch.equal(tensor, theirs[name]), name
+
+
 def test_another_sampler_is_refused(model, splits, processor, tmp_path):
     with pytest.raises(ValueError, match="`batch_sampler`"):
         start(model, splits, processor, tmp_path, batch_sampler="hard_negatives")
