@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_fusionmatch import FusionMatchConfig
-from .consensus_fusionmatch import FusionMatchConceptBank, FusionMatchConsensus
+from .consensus_fusionmatch import FusionMatchConceptBank, FusionMatchConceptsMixin, FusionMatchConsensus
 from .heads_fusionmatch import (
     FusionMatchGatedResidual,
     FusionMatchParameterisedFusion,
@@ -98,7 +98,7 @@ class FusionMatchPreTrainedModel(PreTrainedModel):
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
-class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedModel):
+class FusionMatchModel(FusionMatchConceptsMixin, FusionMatchFromPretrainedMixin, FusionMatchPreTrainedModel):
     r"""
     Matches pictures and texts in one embedding space. For each modality
 
@@ -142,12 +142,6 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
         self.similarity = FusionMatchSimilarity(config)
 
         self.post_init()
-
-    def _build_consensus(self) -> None:
-        concepts = self.config.num_concepts > 0
-        self.concept_bank = FusionMatchConceptBank(self.config) if concepts else None
-        self.vision_consensus = FusionMatchConsensus(self.config) if concepts else None
-        self.text_consensus = FusionMatchConsensus(self.config) if concepts else None
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -476,84 +470,6 @@ class FusionMatchModel(FusionMatchFromPretrainedMixin, FusionMatchPreTrainedMode
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
-
-    @torch.no_grad()
-    # trf-ignore: TRF033 - a bank comes with a catalogue, after the model was loaded; the configuration follows it
-    def set_concepts(self, words: list[str], graph: torch.Tensor, vectors: torch.Tensor) -> None:
-        """
-        Gives the model a concept bank, in place of one that it may have. The consensus branch is new then and has to
-        be trained.
-
-        Args:
-            words (`list[str]`):
-                The concepts, q of them.
-            graph (`torch.Tensor` of shape `(q, q)`):
-                Normalised adjacency of the concepts.
-            vectors (`torch.Tensor` of shape `(q, w)`):
-                Word vectors of the concepts.
-
-        Raises:
-            `ValueError`: the sizes do not fit, or the model has no fusion branch.
-        """
-        if graph.shape != (len(words), len(words)) or vectors.ndim != 2 or len(vectors) != len(words):
-            raise ValueError(
-                f"{len(words)} words need a graph of {len(words)} x {len(words)} and as many vectors, got a graph of "
-                f"{tuple(graph.shape)} and vectors of {tuple(vectors.shape)}."
-            )
-        settings = {"concept_dim": vectors.shape[1], "num_concepts": len(words), "concept_words": list(words)}
-        # A copy is checked first: a refusal leaves the model as it was.
-        type(self.config)(**(self.config.to_dict() | settings))
-        for name, value in settings.items():
-            setattr(self.config, name, value)
-        self._build_consensus()
-        scale = self.similarity.logit_scale
-        parts = ("concept_bank", "vision_consensus", "text_consensus")
-        for name in parts:
-            module = getattr(self, name)
-            module.apply(self._init_weights)
-            module.to(device=scale.device, dtype=scale.dtype).train(self.training)
-        self.concept_bank.graph.copy_(graph)
-        self.concept_bank.vectors.copy_(vectors)
-        self.config.untrained_modules = [n for n in self.config.untrained_modules if n not in parts] + list(parts)
-
-    @torch.no_grad()
-    def concepts(self, top_k: int = 5, **inputs: torch.Tensor) -> dict[str, list[list[tuple[str, float]]]]:
-        """
-        The concept words that the model finds in pictures and texts: those of its evaluation mode, also while it is
-        in training.
-
-        Args:
-            top_k (`int`, *optional*, defaults to 5):
-                Words for each item.
-            inputs:
-                As for [`~FusionMatchModel.forward`].
-
-        Returns:
-            `dict`: for the key `image` and the key `text`, where given, a list for each item of (word, probability),
-            most probable first.
-
-        Raises:
-            `ValueError`: the model has no concepts.
-        """
-        if self.concept_bank is None:
-            raise ValueError("The model has no concepts. Give it some with `set_concepts` and train it.")
-        was_training = self.training
-        # Dropout would draw other words each time, and batch normalisations would learn from what is only looked at.
-        self.eval()
-        try:
-            outputs = self(**inputs)
-        finally:
-            self.train(was_training)
-        words = self.config.concept_words or [str(i) for i in range(self.config.num_concepts)]
-        found = {}
-        for name, output in (("image", outputs.vision_model_output), ("text", outputs.text_model_output)):
-            if output is not None:
-                best = output.concept_log_probs.exp().topk(min(top_k, len(words)), dim=-1)
-                found[name] = [
-                    [(words[i], probability) for i, probability in zip(*row, strict=True)]
-                    for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                ]
-        return found
 
 
 __all__ = ["FusionMatchModel", "FusionMatchPreTrainedModel"]
