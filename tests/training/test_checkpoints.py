@@ -140,6 +140,20 @@ def test_no_room_is_said_before_anything_is_trained(command, tmp_path, monkeypat
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_the_room_that_is_asked_for_is_what_the_checkpoints_take(command, tmp_path, monkeypatch, capsys):
+    command = [*command, "--save_total_limit", "1", "--num_train_epochs", "3"]
+    assert main([*command, "--output_dir", str(tmp_path / "first")]) == 0
+    sizes = {path: sum(each.stat().st_size for each in path.iterdir()) for path in tmp_path.glob("first/checkpoint-*")}
+    # The one that is kept, the one that is being written, and the weights at the end.
+    weights = (tmp_path / "first" / "model.safetensors").stat().st_size
+    needed = 2 * max(sizes.values()) + weights
+    usage = shutil.disk_usage(tmp_path)
+    for free, code in ((0.7 * needed, 1), (1.3 * needed, 0)):
+        left = checkpoints.SPARE_BYTES + int(free)
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _, left=left: usage._replace(free=left))
+        assert main([*command, "--output_dir", str(tmp_path / f"again-{code}")]) == code, capsys.readouterr().err
+
+
 def test_a_disk_that_fills_up_is_said_in_words(model, splits, processor, tmp_path, monkeypatch):
     trainer = make_trainer(model, splits, processor, tmp_path, num_train_epochs=1)
 

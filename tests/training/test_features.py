@@ -19,10 +19,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from fusionmatch import FusionMatchModel
 from fusionmatch.evaluation.retrieval import embed_catalogue, unique_texts
-from fusionmatch.training import TowerFeatureCache, checkpoints, features
+from fusionmatch.training import TowerFeatureCache, checkpoints, features, lora_config
 
 from ..core.tiny import perturb
+from .test_trainer import make_trainer
 
 
 def caches(model, processor, dataset, folder):
@@ -42,6 +44,31 @@ def test_cached_features_give_the_same_embeddings(model, processor, splits, tmp_
     # Level tokens are kept in half precision.
     torch.testing.assert_close(cached.image_embeds, direct.image_embeds, atol=1e-3, rtol=0)
     torch.testing.assert_close(cached.text_embeds, direct.text_embeds, atol=1e-3, rtol=0)
+
+
+def test_lora_in_the_text_tower_alone_learns_the_same_from_cached_pictures(model, processor, splits, tmp_path):
+    """Level tokens are kept in half precision, so the same to three digits."""
+    model.save_pretrained(tmp_path / "base")
+    losses = []
+    for cached in (True, False):
+        base = FusionMatchModel.from_pretrained(tmp_path / "base")
+        trainer = make_trainer(
+            base,
+            splits,
+            processor,
+            tmp_path / f"{cached}",
+            peft_config=lora_config(base, towers=("text",), r=2),
+            cache_tower_features=cached,
+            image_views=1,
+            max_steps=6,
+            logging_steps=1,
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        names = {name.split(".")[0] for name, p in trainer._core.named_parameters() if p.requires_grad}
+        assert "text_model" in names and "vision_model" not in names
+        assert any((tmp_path / f"{cached}").glob("feature_cache/*")) == cached
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3) and losses[0][0] != losses[0][-1]
 
 
 def test_without_fusion_the_cache_is_exact(processor, splits, tmp_path):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError, alignment, effective_rank, uniformity
+from fusionmatch.training.objective import BatchPairs
 
 from ..core.tiny import tiny_model
 from .test_trainer import make_trainer
@@ -124,6 +125,27 @@ def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, proce
     with pytest.raises(TrainingStoppedError, match=cause):
         trainer.train()
     assert trainer.state.global_step <= 50
+
+
+def test_the_chance_level_is_in_the_log_and_beside_the_loss(splits, processor, tmp_path, capsys):
+    settings = STEPS | {"max_steps": 3, "logging_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": False}
+    settings |= {"batch_sampler": "no_duplicates", "texts_per_image": 1}
+    trainer = make_trainer(healthy_model(), splits, processor, tmp_path, learning_rate=1e-3, **settings)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # Four products with one text and one picture each.
+    assert [entry["chance_fused"] for entry in logs] == pytest.approx([math.log(4)] * 3)
+    assert {"alignment", "uniformity_texts", "uniformity_images"} <= set(logs[0])
+    assert f"loss {logs[-1]['loss']:.3f} (by chance 1.386)" in capsys.readouterr().err
+
+    # Of 5 texts and 4 pictures all similarities are 0: each positive has an even share of its row or column.
+    positives = torch.zeros(5, 4).bool()
+    positives[[0, 1, 2, 3, 4], [0, 0, 1, 2, 3]] = True
+    ignored = torch.zeros(5, 4).bool()
+    ignored[0, 3] = True
+    level = trainer.objective.chance_level(trainer.model, BatchPairs(positives, positives, ignored, ignored))
+    by_text, by_image = (math.log(3) + 4 * math.log(4)) / 5, (3 * math.log(5) + math.log(4)) / 4
+    assert level == pytest.approx((by_text + by_image) / 2)
 
 
 def test_steps_of_several_batches_are_counted_once(splits, processor, tmp_path):

@@ -19,6 +19,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusionmatch.evaluation.retrieval import embed_images, embed_texts
+from fusionmatch.training import FusionMatchTrainer
 from fusionmatch.training.data import PairDataset
 from fusionmatch.training.sampling import SpreadSampler
 
@@ -95,6 +97,27 @@ def test_hard_negatives_come_together():
     assert same > 0.8
     for i in range(0, 64, 8):
         assert len({pairs.products[row] for row in order[i : i + 8]}) == 8
+
+
+def test_hard_negatives_are_those_of_the_present_model(model, splits, processor, tmp_path, monkeypatch):
+    options = {"batch_sampler": "hard_negatives", "num_train_epochs": 2, "eval_strategy": "no", "save_strategy": "no"}
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, **options)
+    rows, asked = splits["train"], []
+    texts = [each[0] for each in rows["texts"]]
+
+    def embed():
+        found = FusionMatchTrainer._embed_rows(trainer)
+        expected = embed_images(model, processor, rows["image"]), embed_texts(model, processor, texts)
+        for embeds, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(embeds, wanted, atol=1e-3, rtol=0)  # level tokens are kept in half precision
+        asked.append((trainer.state.global_step, found[0]))
+        return found
+
+    monkeypatch.setattr(trainer._sampler, "embed", embed)
+    trainer.train()
+    steps = [step for step, _ in asked]
+    assert steps == [0, trainer.state.max_steps // 2]
+    assert not torch.allclose(asked[0][1], asked[1][1], atol=1e-3)
 
 
 @pytest.mark.parametrize("sampler", ["no_duplicates", "hard_negatives"])

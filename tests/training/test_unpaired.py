@@ -183,6 +183,21 @@ def test_the_teacher_names_the_rows_of_the_pictures(cached, model, splits, proce
     assert rows.tolist() == [pairs.unlabelled[place] for place in order] and texts.tolist() == list(range(len(order)))
 
 
+def test_it_is_the_average_that_teaches(model, splits, processor, tmp_path, monkeypatch):
+    trainer = start(model, splits, processor, tmp_path)
+    at_first = trainer._embed_rows()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    now, seen = trainer._embed_rows(), []
+    monkeypatch.setattr(trainer, "_embed_rows", lambda: seen.append(type(trainer)._embed_rows(trainer)) or seen[-1])
+    trainer._teach()
+    for average, before, student in zip(seen[0], at_first, now, strict=True):
+        torch.testing.assert_close(average, before)
+        assert not torch.allclose(average, student, atol=0.1)
+
+
 def test_the_log_says_how_many_pairs_were_found_and_are_right(model, splits, processor, tmp_path):
     trainer = start(model, splits, processor, tmp_path, eval_strategy="no", save_strategy="no")
     trainer.train()
