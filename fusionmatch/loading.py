@@ -13,7 +13,6 @@
 # limitations under the License.
 """Loading of checkpoints and adapters, with a check that an adapter meets the base that it was made on."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Collection
@@ -28,7 +27,16 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
 from .configuration_fusionmatch import FusionMatchConfig
-from .modeling_fusionmatch import FusionMatchModel
+from .modeling_fusionmatch_pretrained import (
+    BASE_SETTINGS,
+    base_revision,
+    base_state_dict,
+    check_base,
+    fingerprint,
+    noted_settings,
+    precision,
+    set_starts,
+)
 from .modeling_fusionmatch_ranking import FusionMatchForImageTextRetrieval
 from .repository import (
     ADAPTER_FILE,
@@ -48,45 +56,6 @@ from .repository import (
 logger = logging.get_logger(__name__)
 
 
-def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model without its adapters, under the names that they have without: those of its base."""
-    return {
-        _base_name(name): tensor
-        for name, tensor in model.state_dict().items()
-        if ".modules_to_save." not in name and ".lora_" not in name
-    }
-
-
-def _base_name(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
-def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
-    """
-    Hex digest (32 characters) of a model's weights. By default adapters do not count: a `PeftModel` has the
-    fingerprint of its base.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    tensors = base_state_dict(model)
-    if with_adapter:
-        tensors = {_base_name(name): tensor for name, tensor in model.state_dict().items()}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def precision(model: nn.Module) -> str:
-    """In what a model's weights are kept: a base loaded in another precision has other bytes but is no other base."""
-    # With the comma, by which a quantised one is told.
-    method = f"{model.quantization_method.value}, " if getattr(model, "is_quantized", False) else ""
-    return f"{method}{model.dtype}"
-
-
-# Settings that a base may be loaded with in place of its own; the others say what its weights are.
-_SETTINGS = FusionMatchConfig.__annotations__.keys() - {
-    *("vision_config", "text_config", "untrained_modules", "format_version"),
-}
 # Arguments that say where and how a base is kept; to be compared it is read into memory as it is.
 _PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
 
@@ -94,34 +63,9 @@ _PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
 def changed_settings(config: FusionMatchConfig) -> dict[str, Any]:
     """Settings in which a loaded configuration differs from the checkpoint that it came from."""
     saved = FusionMatchConfig.from_pretrained(config.name_or_path, revision=base_revision(config))
-    return {name: getattr(config, name) for name in sorted(_SETTINGS) if getattr(config, name) != getattr(saved, name)}
-
-
-def noted_settings(note: dict[str, Any]) -> dict[str, Any]:
-    """The settings in what [`write_fingerprint`] wrote; of a file from elsewhere nothing else is passed on."""
-    return {name: value for name, value in (note.get("settings") or {}).items() if name in _SETTINGS}
-
-
-def base_revision(config: FusionMatchConfig) -> str | None:
-    """The commit of the Hub repository that a model was loaded from; `None` for one from a folder."""
-    return None if Path(config.name_or_path).is_dir() else getattr(config, "_commit_hash", None)
-
-
-@torch.no_grad()
-def _set_starts(model: FusionMatchModel, settings: dict[str, Any]) -> None:
-    """Starting values in place of the checkpoint's, which brings its own for all, in parts that were never trained."""
-    parts = {"gate_init_value": ("vision_fusion", "text_fusion"), "logit_scale_init_value": ("similarity",)}
-    for setting in [name for name in parts if name in settings]:
-        for name in parts[setting]:
-            module = getattr(model, name)
-            if module is None:
-                continue
-            if name not in model.config.untrained_modules:
-                logger.warning(f"`{setting}` has no effect: `{name}` of this checkpoint was trained already.")
-            elif setting == "gate_init_value":
-                module.residual.gate.fill_(settings[setting])
-            else:
-                module.logit_scale.fill_(settings[setting])
+    return {
+        name: getattr(config, name) for name in sorted(BASE_SETTINGS) if getattr(config, name) != getattr(saved, name)
+    }
 
 
 def write_fingerprint(
@@ -205,7 +149,7 @@ def _load_checkpoint(
     # An adapter made on it notes this name and commit, not the place in the cache; PEFT looks at the model's own.
     model.config.name_or_path = model.name_or_path = str(name)
     model.config._commit_hash = None if Path(name).is_dir() else folder.name
-    _set_starts(getattr(model, "fusionmatch", model), kwargs)
+    set_starts(model, kwargs)
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
@@ -213,7 +157,7 @@ def _missing_weights(model: nn.Module, folder: Path, missing: Collection[str], s
     """Of what a checkpoint's files did not give to its model, what they should have."""
     untrained = model.config.untrained_modules
     found = {name for name in missing if name.removeprefix("fusionmatch.").split(".")[0] not in untrained}
-    if found and settings.keys() & _SETTINGS:
+    if found and settings.keys() & BASE_SETTINGS:
         # Settings in place of the checkpoint's own may bring parts that it never had.
         with torch.device("meta"):
             found &= type(model)(FusionMatchConfig.from_pretrained(folder)).state_dict().keys()
@@ -258,24 +202,12 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
             "as `base_model_name_or_path` into `adapter_config.json`."
         ) from error
     if made_on is not None:
-        compared, noted = base, getattr(torch, made_on["dtype"].removeprefix("torch."), None)
-        if made_on["dtype"] != precision(base) and isinstance(noted, torch.dtype):
-            # In another precision the same base has other bytes, so it is read once more for them.
-            loading = {key: value for key, value in loading.items() if key not in _PLACING} | {"dtype": noted}
-            compared, _ = _load_checkpoint(base_path, base_folder, **loading)
-        found, kept_in = fingerprint(compared), precision(compared)
-        del compared  # the second of two, perhaps
-        if made_on["dtype"] != kept_in:
-            logger.warning(
-                f"The adapter {name} was made on a base in {made_on['dtype']}, and {base_path} is loaded in "
-                f"{kept_in}: whether the two are the same base cannot be told."
-            )
-        elif made_on["fingerprint"] != found:
-            raise ValueError(
-                f"The adapter {name} was made on a base with the fingerprint {made_on['fingerprint']}, but "
-                f"{base_path} has {found}. "
-                "Load it on the base that it was made on, or adapt anew."
-            )
+
+        def read_again(dtype: torch.dtype) -> nn.Module:
+            again = {key: value for key, value in loading.items() if key not in _PLACING} | {"dtype": dtype}
+            return _load_checkpoint(base_path, base_folder, **again)[0]
+
+        check_base(base, made_on, name, read_again)
     if (path / "processor_config.json").is_file():
         processor = AutoProcessor.from_pretrained(path)
     try:
@@ -297,3 +229,15 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
     carried = {name for config in model.peft_config.values() for name in config.modules_to_save or ()}
     base.config.untrained_modules = [name for name in base.config.untrained_modules if name not in carried]
     return model, processor
+
+
+__all__ = [
+    "base_revision",
+    "base_state_dict",
+    "changed_settings",
+    "fingerprint",
+    "load_pretrained",
+    "noted_settings",
+    "precision",
+    "write_fingerprint",
+]

@@ -11,13 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""FusionMatch models out of encoders that were pretrained: two of their own, or the two towers of an aligned model."""
+"""
+FusionMatch models out of what was trained before: out of two encoders, out of the two towers of an aligned model, or a
+base and an adapter that was made on it.
+"""
 
+import hashlib
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import cached_file, logging
 
 from .configuration_fusionmatch import FusionMatchConfig
 from .towers_fusionmatch import has_optional_pooler, has_pooler, tower_class
@@ -29,8 +40,250 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# Beside the weights of an adapter; `fusionmatch.loading.write_fingerprint` writes it.
+NOTE_FILE = "fusionmatch_base.json"
+# Settings that a base may be loaded with in place of its own; the others say what its weights are.
+BASE_SETTINGS = FusionMatchConfig.__annotations__.keys() - {
+    *("vision_config", "text_config", "untrained_modules", "format_version"),
+}
 
-class FusionMatchFromPretrainedMixin:
+
+def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model without its adapters, under the names that they have without: those of its base."""
+    return {
+        _base_name(name): tensor
+        for name, tensor in model.state_dict().items()
+        if ".modules_to_save." not in name and ".lora_" not in name
+    }
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def fingerprint(model: nn.Module, with_adapter: bool = False) -> str:
+    """
+    Hex digest (32 characters) of a model's weights. By default adapters do not count: a `PeftModel` has the
+    fingerprint of its base.
+    """
+    if with_adapter:
+        return _digest({_base_name(name): tensor for name, tensor in model.state_dict().items()})
+    return _digest(base_state_dict(model))
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> int:
+    """Of a tensor's bits, read as integers of 8 bytes where they fit."""
+    flat = tensor.detach().contiguous().flatten()
+    fit = all(count * flat.element_size() % 8 == 0 for count in (flat.numel(), flat.storage_offset()))
+    return int(flat.view(torch.int64 if fit else torch.uint8).sum())
+
+
+def precision(model: nn.Module) -> str:
+    """In what a model's weights are kept: a base loaded in another precision has other bytes but is no other base."""
+    # With the comma, by which a quantised one is told.
+    method = f"{model.quantization_method.value}, " if getattr(model, "is_quantized", False) else ""
+    return f"{method}{model.dtype}"
+
+
+def noted_settings(note: dict[str, Any]) -> dict[str, Any]:
+    """
+    The settings in what [`~fusionmatch.loading.write_fingerprint`] wrote; of a file from elsewhere nothing else is
+    passed on.
+    """
+    return {name: value for name, value in (note.get("settings") or {}).items() if name in BASE_SETTINGS}
+
+
+def base_revision(config: FusionMatchConfig) -> str | None:
+    """The commit of the Hub repository that a model was loaded from; `None` for one from a folder."""
+    return None if Path(config.name_or_path).is_dir() else getattr(config, "_commit_hash", None)
+
+
+@torch.no_grad()
+def set_starts(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Starting values in place of the checkpoint's, which brings its own for all, in parts that were never trained."""
+    core = getattr(model, "fusionmatch", model)
+    parts = {"gate_init_value": ("vision_fusion", "text_fusion"), "logit_scale_init_value": ("similarity",)}
+    for setting in [name for name in parts if name in settings]:
+        for name in parts[setting]:
+            module = getattr(core, name)
+            if module is None:
+                continue
+            if name not in core.config.untrained_modules:
+                logger.warning(f"`{setting}` has no effect: `{name}` of this checkpoint was trained already.")
+            elif setting == "gate_init_value":
+                module.residual.gate.fill_(settings[setting])
+            else:
+                module.logit_scale.fill_(settings[setting])
+
+
+def check_base(
+    model: nn.Module,
+    note: dict[str, Any],
+    adapter: str | Path,
+    read_again: Callable[[torch.dtype], nn.Module | None],
+    digest: Callable[[nn.Module], str] = fingerprint,
+    remedy: str = "Load it on the base that it was made on",
+) -> None:
+    """
+    Compares a model with the base that an adapter was made on. Where that cannot be told, a warning says so.
+
+    Args:
+        model (`nn.Module`):
+            The model that the adapter is to be loaded on.
+        note (`dict[str, Any]`):
+            What [`~fusionmatch.loading.write_fingerprint`] wrote beside the adapter.
+        adapter (`str` or `Path`):
+            The adapter, for the words.
+        read_again (`Callable[[torch.dtype], nn.Module | None]`):
+            Gives the model's checkpoint in another precision, or `None` where there is none.
+        digest (`Callable[[nn.Module], str]`, *optional*):
+            Gives the fingerprint of a model.
+        remedy (`str`, *optional*):
+            What to do, for the words.
+
+    Raises:
+        `ValueError`: its weights are others.
+    """
+    compared, noted = model, getattr(torch, note["dtype"].removeprefix("torch."), None)
+    if note["dtype"] != precision(model) and isinstance(noted, torch.dtype):
+        # In another precision the same base has other bytes, so it is read once more for them.
+        compared = read_again(noted) or model
+    base = model.config.name_or_path or "this model"
+    if note["dtype"] != precision(compared):
+        logger.warning(
+            f"The adapter {adapter} was made on a base in {note['dtype']}, and {base} is loaded in "
+            f"{precision(compared)}: whether the two are the same base cannot be told."
+        )
+        return
+    found = digest(compared)
+    if found != note["fingerprint"]:
+        raise ValueError(
+            f"The adapter {adapter} was made on a base with the fingerprint {note['fingerprint']}, but {base} has "
+            f"{found}. {remedy}, or adapt anew."
+        )
+
+
+class FusionMatchAdapterMixin:
+    """Loading of adapters by transformers' own routes, on the base that they were made on and on no other."""
+
+    # A sum of the bits of each weight, and the fingerprint that the weights had.
+    _known_fingerprint: tuple[dict[str, int], str] | None = None
+
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Loads an adapter, as `load_adapter` of transformers does and with its arguments; `from_pretrained` of an
+        adapter's folder comes here as well. An adapter that notes its base
+        ([`~fusionmatch.loading.write_fingerprint`]) is loaded on that base only, built with the settings that it
+        notes.
+
+        Args:
+            peft_model_id (`str`, *optional*):
+                Folder or Hub name of the adapter.
+            args, kwargs:
+                As for transformers.
+
+        Returns:
+            `LoadStateDictInfo`: as transformers gives it.
+
+        Raises:
+            `ValueError`: the adapter was made on a base with other weights or other settings.
+        """
+        load_config = kwargs.get("load_config")
+        name = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
+        if name is not None:
+            # In the order in which transformers puts them together for the weights.
+            hub = dict(getattr(load_config, "download_kwargs", None) or {})
+            note = _read_note(name, hub | kwargs | (kwargs.get("adapter_kwargs") or {}))
+            if note is not None:
+                self._check_note(note, name)
+        # transformers leaves away the end of the name that DoRA's magnitudes have in the model, and would go on with
+        # those of the base.
+        magnitudes = WeightRenaming(r"(lora_magnitude_vector\.[^.]+)$", r"\1.weight")
+        mapping = kwargs.pop("weight_mapping", None) or getattr(load_config, "weight_mapping", None)
+        mapping = [*(mapping or get_model_conversion_mapping(self)), magnitudes]
+        return super().load_adapter(peft_model_id, *args, weight_mapping=mapping, **kwargs)
+
+    def _check_note(self, note: dict[str, Any], adapter: str) -> None:
+        settings = noted_settings(note)
+        # As they are after writing and reading: tuples are lists then.
+        own = {name: json.loads(json.dumps(getattr(self.config, name))) for name in settings}
+        others = [name for name in sorted(settings) if own[name] != settings[name]]
+        if others:
+            found = ", ".join(f"`{name}` {settings[name]}, here {own[name]}" for name in others)
+            raise ValueError(
+                f"The adapter {adapter} was made on a base with other settings: {found}. Load both by "
+                "`fusionmatch.loading.load_pretrained`, or the base with these settings as arguments of "
+                "`from_pretrained`."
+            )
+
+        def read_again(dtype: torch.dtype) -> nn.Module | None:
+            place = self.config.name_or_path
+            if not place:
+                return None
+            try:
+                again = type(self).from_pretrained(place, revision=base_revision(self.config), dtype=dtype, **settings)
+            except OSError:
+                return None
+            set_starts(again, settings)
+            return again
+
+        remedy = (
+            "Load it on the base that it was made on (`fusionmatch.loading.load_pretrained` does, with the revision "
+            "and the settings that it notes)"
+        )
+        check_base(self, note, adapter, read_again, _known_or_new_fingerprint, remedy)
+
+
+def _known_or_new_fingerprint(model: nn.Module) -> str:
+    """The fingerprint; taken anew only where the sums of the weights' bits, which take far less time, have changed."""
+    tensors = base_state_dict(model)
+    # Versions of tensors would cost nothing, but what is written through `.data`, as PEFT merges, leaves them alone.
+    sums = {name: _sum_of_bits(tensor) for name, tensor in tensors.items()}
+    known = getattr(model, "_known_fingerprint", None)
+    if known is None or known[0] != sums:
+        model._known_fingerprint = known = sums, _digest(tensors)
+    return known[1]
+
+
+def _read_note(adapter: str | Path, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """What is noted beside an adapter's weights; `None` for an adapter that PEFT wrote alone."""
+    wanted = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    try:
+        path = cached_file(
+            adapter,
+            NOTE_FILE,
+            **{name: hub[name] for name in wanted if name in hub},
+            **{f"_raise_exceptions_for_{name}": False for name in quiet},
+        )
+    except OSError:
+        # There is no such adapter, which is better said by what loads its weights.
+        return None
+    if path is None:
+        return None
+    try:
+        note = json.loads(Path(path).read_text(encoding="utf-8"))
+        whole = all(isinstance(note[name], str) for name in ("fingerprint", "dtype"))
+        whole = whole and isinstance(note.get("settings"), dict | None)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{NOTE_FILE} of the adapter {adapter} does not say which base it was made on. Copy or fetch the adapter "
+            "again."
+        )
+    return note
+
+
+class FusionMatchFromPretrainedMixin(FusionMatchAdapterMixin):
     """The constructors of [`FusionMatchModel`]."""
 
     @classmethod
@@ -155,4 +408,16 @@ class FusionMatchFromPretrainedMixin:
         return model.eval()
 
 
-__all__ = ["FusionMatchFromPretrainedMixin"]
+__all__ = [
+    "BASE_SETTINGS",
+    "NOTE_FILE",
+    "FusionMatchAdapterMixin",
+    "FusionMatchFromPretrainedMixin",
+    "base_revision",
+    "base_state_dict",
+    "check_base",
+    "fingerprint",
+    "noted_settings",
+    "precision",
+    "set_starts",
+]

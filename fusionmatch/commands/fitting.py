@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `adapt` and `train` have in common: read, fit, show, report."""
+"""What `adapt` and `train` have in common: read, show what trains, fit, show what came of it, report."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..catalogue import Intake, examine
 from ..catalogue.quarantine import count_reasons, write_quarantine
@@ -33,10 +34,30 @@ from ..evaluation.tables import format_table
 from ..hub.model_card import public_name, write_model_card
 from ..report import Record, write_report
 from ..report.record import FINDINGS_FILE, QUARANTINE_FILE
-from ..training import FusionMatchTrainingArguments
+from ..training import FusionMatchTrainingArguments, describe_trainable
 from ..training.pipeline import FitResult, check_output_dir, fit
 from .arguments import DataArguments, FitDataArguments, ModelArguments
 from .models import load_base
+
+
+class _PrintTrainable(TrainerCallback):
+    """Prints what trains as soon as the trainer has it: an hour later is too late to see that it is the wrong part."""
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.process_index != 0:
+            return
+        model = kwargs["model"]
+        print(f"\n{'module':<18}{'trained':>12}{'of':>14}{'share':>8}")
+        for name, some, every in describe_trainable(model):
+            print(f"{name:<18}{some:>12,}{every:>14,}{some / max(1, every):>8.1%}")
+        if hasattr(model, "peft_config"):
+            whole = ", ".join(model.peft_config["default"].modules_to_save)
+            low_rank = any(".lora_" in name for name, _ in model.named_parameters())
+            print(f"The adapter carries {whole} whole{', and LoRA for the rest of what trains' if low_rank else ''}.")
+        # Flushed: in a file it would otherwise be seen at the end.
+        print(flush=True)
 
 
 def fit_and_report(
@@ -79,17 +100,11 @@ def fit_and_report(
             print(f"Worth a look ({look}): see {worth_a_look}")
     adapter = prepare(model)
     fresh = [name for name in model.config.untrained_modules if "fusion" in name or "head" in name]
-    result = fit(model, processor, splits, args, adapter, unpaired_texts=unpaired_texts)
+    result = fit(model, processor, splits, args, adapter, callbacks=[_PrintTrainable()], unpaired_texts=unpaired_texts)
     if not main_process:
         return
-    print(f"\n{'module':<18}{'trained':>12}{'of':>14}{'share':>8}")
-    for name, some, every in result.trainable:
-        print(f"{name:<18}{some:>12,}{every:>14,}{some / max(1, every):>8.1%}")
     if fresh:
         print(f"The base was never trained on pairs ({', '.join(fresh)} were new), so before is chance.")
-    if adapter is not None:
-        whole = ", ".join(result.trainer.model.peft_config["default"].modules_to_save)
-        print(f"The adapter carries {whole} whole, and LoRA for the rest of what was trained.")
     differences = compare([result.after_queries], [result.before_queries])
     print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after, differences)}")
     queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"

@@ -21,14 +21,15 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
-from fusionmatch import FusionMatchModel
+from fusionmatch import FusionMatchConfig, FusionMatchModel
 from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training import describe_trainable, embed_mixed_batch, lora_config
 from fusionmatch.training.pipeline import fit
 
-from ..core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
+from ..core.tiny import VISION_TOWERS, perturb, tiny_config, tiny_inputs, tiny_model, tiny_processor, tower_config
 from .test_trainer import arguments, make_trainer
 
 
@@ -60,25 +61,26 @@ def test_adapter_on_a_fresh_head_carries_it_whole(splits, processor, tmp_path):
         load_pretrained(tmp_path / "adapter")
 
 
-def adapted(fresh, splits, folder):
-    """Trains an adapter in a folder, on a base beside it."""
+def adapted(fresh, splits, folder, **settings):
+    """Trains an adapter in a folder, on a base beside it; `settings` are those of LoRA."""
     base, processor = tiny_model(gate_init_value=0.0), tiny_processor()
     if fresh:
         base.config.untrained_modules = ["vision_head", "text_head", "vision_fusion", "text_fusion", "similarity"]
     base.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
     model, processor = load_pretrained(folder / "base")
-    result = fit(model, processor, splits, arguments(folder / "adapter", num_train_epochs=1), lora_config(model))
+    config = lora_config(model, **settings)
+    result = fit(model, processor, splits, arguments(folder / "adapter", num_train_epochs=1), config)
     return result.trainer.model.eval()
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_an_adapter_is_a_plain_peft_folder(fresh, splits, tmp_path):
-    """Switched off it is the base, and merged it is what it was."""
-    model, inputs = adapted(fresh, splits, tmp_path), tiny_inputs()
+    """Switched off or taken away it is the base, and merged it is what it was."""
+    model, inputs, base = adapted(fresh, splits, tmp_path), tiny_inputs(), tmp_path / "base"
     with torch.no_grad():
         expected = model(**inputs).image_embeds
-        untouched = FusionMatchModel.from_pretrained(tmp_path / "base")
+        untouched = FusionMatchModel.from_pretrained(base)
         before = untouched(**inputs).image_embeds
         assert (expected - before).abs().max() > 1e-3
         by_peft = PeftModel.from_pretrained(untouched, tmp_path / "adapter").eval()
@@ -87,6 +89,16 @@ def test_an_adapter_is_a_plain_peft_folder(fresh, splits, tmp_path):
             torch.testing.assert_close(by_peft(**inputs).image_embeds, before, atol=1e-6, rtol=0)
         merged = by_peft.merge_and_unload()
         torch.testing.assert_close(merged(**inputs).image_embeds, expected, atol=1e-5, rtol=0)
+    kept = FusionMatchModel.from_pretrained(base).state_dict()
+    # PEFT takes LoRA away and leaves what the adapter carries whole; without the adapter all is the base again.
+    for removed, others in ((False, set(model.peft_config["default"].modules_to_save)), (True, set())):
+        loaded = PeftModel.from_pretrained(FusionMatchModel.from_pretrained(base), tmp_path / "adapter")
+        if removed:
+            loaded.delete_adapter("default")
+        bare = loaded.unload()
+        assert type(bare) is FusionMatchModel and list(bare.state_dict()) == list(kept)
+        changed = [name for name, tensor in bare.state_dict().items() if not torch.equal(kept[name], tensor)]
+        assert {name.split(".")[0] for name in changed} == others
 
 
 LOAD = """if True:
@@ -115,9 +127,9 @@ LOAD = """if True:
 
 def test_an_adapter_is_the_same_by_three_routes_in_a_fresh_process(splits, tmp_path):
     """Whatever way an engineer of the ecosystem takes, the outputs are those of the model that was trained."""
-    folders, inputs = [tmp_path / "fresh", tmp_path / "trained"], tiny_inputs()
+    folders, inputs = [tmp_path / name for name in ("fresh", "trained", "dora")], tiny_inputs()
     for folder in folders:
-        model = adapted(folder.name == "fresh", splits, folder)
+        model = adapted(folder.name == "fresh", splits, folder, use_dora=folder.name == "dora")
         with torch.no_grad():
             outputs = model(**inputs)
         save_file(inputs, folder / "inputs.safetensors")
@@ -159,12 +171,46 @@ def test_adapter_on_a_trained_head_is_low_rank_there_too(tmp_path):
     assert 0 < trainable < total
 
 
-@pytest.mark.parametrize("vision", ["vit", "siglip_vision_model", "clip_vision_model", "swin", "convnext", "resnet"])
+@pytest.mark.parametrize("vision", sorted(VISION_TOWERS))
 @pytest.mark.parametrize("text", ["bert", "distilbert", "xlm-roberta", "clip_text_model", "siglip_text_model"])
 def test_a_preset_for_every_tower_family(vision, text):
     wrapped = peft.get_peft_model(tiny_model(vision, text), lora_config(tiny_model(vision, text)))
     adapted = {name.split(".")[2] for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")}
     assert {"vision_model", "text_model"} <= adapted
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_a_preset_for_dino(family):
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tower = AutoConfig.for_model(family, image_size=32, patch_size=8, **sizes)
+    model = FusionMatchModel(FusionMatchConfig(**(tiny_config().to_dict() | {"vision_config": tower.to_dict()})))
+    wrapped = peft.get_peft_model(model, lora_config(model, towers=("vision",)))
+    found = [name for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")]
+    in_tower = [name.split(".")[-3] for name in found if "vision_model" in name]
+    # What asks and what is taken, in each of two blocks.
+    assert sorted(in_tower) in (["q_proj"] * 2 + ["v_proj"] * 2, ["query"] * 2 + ["value"] * 2)
+
+
+@pytest.mark.parametrize(("blocks", "last"), [(16, {"10", "11", "12", "13", "14", "15"}), (4, {"2", "3"}), (2, {"1"})])
+def test_the_starters_tower_gets_lora_in_its_last_third_alone(blocks, last):
+    """The gradient need not go through the early blocks; 16 are those of EfficientNet-Lite0."""
+    stages = {
+        "in_channels": [32] + [16] * (blocks - 1),
+        "out_channels": [16] * blocks,
+        "kernel_sizes": [3] * blocks,
+        "strides": [1] * blocks,
+        "num_block_repeats": [1] * blocks,
+        "expand_ratios": [6] * blocks,
+    }
+    tower = tower_config("efficientnet", **stages)
+    model = FusionMatchModel(FusionMatchConfig(**(tiny_config().to_dict() | {"vision_config": tower.to_dict()})))
+    assert len(model.vision_model.encoder.blocks) == blocks
+    wrapped = peft.get_peft_model(model, lora_config(model, towers=("vision",)))
+    found = [name for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")]
+    found = {name.removeprefix("base_model.model.vision_model.encoder.") for name in found if "vision_model" in name}
+    layers = ("expansion.expand_conv", "projection.project_conv")
+    wanted = {f"blocks.{block}.{layer}.lora_A.default" for block in last for layer in layers}
+    assert found == wanted | {"top_conv.lora_A.default"}
 
 
 def test_an_unknown_tower_family_names_the_remedy():
