@@ -37,7 +37,7 @@ from .heads_fusionmatch import (
 )
 from .losses_fusionmatch import infonce_loss
 from .modeling_fusionmatch_branch import FusionMatchBranch, FusionMatchLevelPooling
-from .modeling_fusionmatch_pretrained import FusionMatchFromPretrainedMixin
+from .modeling_fusionmatch_pretrained import FusionMatchAdapterMixin, FusionMatchFromPretrainedMixin
 from .outputs_fusionmatch import (
     FusionMatchOutput,
     FusionMatchPixels,
@@ -61,7 +61,7 @@ from .towers_fusionmatch import (
 logger = logging.get_logger(__name__)
 
 
-class FusionMatchPreTrainedModel(PreTrainedModel):
+class FusionMatchPreTrainedModel(FusionMatchAdapterMixin, PreTrainedModel):
     """Handles weights initialisation, and downloading and loading of checkpoints."""
 
     config: FusionMatchConfig

@@ -283,7 +283,7 @@ def _read_note(adapter: str | Path, hub: dict[str, Any]) -> dict[str, Any] | Non
     return note
 
 
-class FusionMatchFromPretrainedMixin(FusionMatchAdapterMixin):
+class FusionMatchFromPretrainedMixin:
     """The constructors of [`FusionMatchModel`]."""
 
     @classmethod

@@ -18,10 +18,10 @@ import shutil
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModel
 
-from fusionmatch import FusionMatchModel, modeling_fusionmatch_pretrained
+from fusionmatch import FusionMatchForImageTextRetrieval, FusionMatchModel, modeling_fusionmatch_pretrained
 from fusionmatch.loading import changed_settings, fingerprint, load_pretrained, write_fingerprint
 from fusionmatch.training import lora_config
 
@@ -198,3 +198,25 @@ def test_what_cannot_be_told_is_said(models, monkeypatch):
     base.config.name_or_path = ""
     base.load_adapter(models / "adapter")
     assert [message for message in messages if "whether the two are the same base cannot be told" in message]
+
+
+def test_a_model_with_a_ranking_stage_checks_too(tmp_path):
+    base = FusionMatchForImageTextRetrieval.from_dual_encoder(tiny_model())
+    base.save_pretrained(tmp_path / "base")
+    noted = fingerprint(base)
+    base, again = (FusionMatchForImageTextRetrieval.from_pretrained(tmp_path / "base") for _ in range(2))
+    adapted = get_peft_model(base, lora_config(base))
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    write_fingerprint(tmp_path / "adapter", str(tmp_path / "base"), noted, "torch.float32")
+    again.load_adapter(tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(
+        FusionMatchForImageTextRetrieval.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        outputs, wanted = again.eval()(**inputs), adapted.eval()(**inputs)
+    torch.testing.assert_close(outputs.logits_per_text, wanted.logits_per_text, atol=1e-5, rtol=0)
+    other = FusionMatchForImageTextRetrieval.from_dual_encoder(tiny_model(seed=5))
+    with pytest.raises(ValueError, match="was made on a base with the fingerprint"):
+        other.load_adapter(tmp_path / "adapter")
