@@ -140,4 +140,4 @@ def _concepts(axes: "Axes", found: Explanation) -> None:
     axes.barh(range(len(rows)), [p for _, p, _ in rows], color=[colour for _, _, colour in rows])
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("probability (in brackets: what the cosine loses without it)", fontsize=7)
+    axes.set_xlabel("probability (cosine lost without it)", fontsize=7)
