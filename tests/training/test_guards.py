@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from fusionmatch import FusionMatchModel
+from fusionmatch.training import lora_config
 from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError, alignment, effective_rank, uniformity
 from fusionmatch.training.objective import BatchPairs
 
@@ -106,6 +108,8 @@ def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
     ("sabotage", "settings", "cause"),
     [
         (None, {"learning_rate": 3.0}, "too high"),
+        (None, {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
+        ("lora", {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
         ("idle", {"learning_rate": 1e-9}, "Nothing is learned"),
         ("collapse", {"learning_rate": 1e-5}, "have collapsed"),
         ("scale", {}, "scale of the similarity"),
@@ -121,6 +125,10 @@ def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, proce
         model.similarity.logit_scale.data.fill_(math.log(1.5))
     if sabotage == "scale":
         model.similarity.logit_scale.data.fill_(math.log(0.1))
+    if sabotage == "lora":
+        model.save_pretrained(tmp_path / "base")
+        model = FusionMatchModel.from_pretrained(tmp_path / "base")
+        settings = settings | {"peft_config": lora_config(model, r=4)}
     trainer = make_trainer(model, splits, processor, tmp_path, **STEPS, **settings)
     with pytest.raises(TrainingStoppedError, match=cause):
         trainer.train()
