@@ -112,7 +112,7 @@ ROWS = [
     Row("architecture", "+ two levels, concat", TWO_LEVELS | {"fusion_mode": "concat"}),
     Row("architecture", "+ consensus, its losses", LAST_LEVEL, CONCEPTS, concepts=True),
     Row("ranking stage", "+ ranking stage", training=RANKING, on=BASE, ranking=True, against=BASE),
-    *(Row("peers", f"{peer}", peer=peer) for peer in PEERS),
+    *(Row("peers", peer, peer=peer) for peer in (*PEERS, "sentence-transformers, both ways")),
     *(
         Row(WEIGHTING, name, LAST_LEVEL, ONE_CAPTION | settings, concepts=True, against="unit")
         for name, settings in (

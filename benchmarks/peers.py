@@ -20,7 +20,7 @@ not the question.
 
 import copy
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sentence_transformers.base.modules import Dense
@@ -202,7 +202,12 @@ class CVSE(Peer):
 
 
 class SentenceTransformers(Peer):
-    """sentence-transformers: a Dense module each and MultipleNegativesRankingLoss, its own classes and defaults."""
+    """
+    sentence-transformers: a Dense module each and MultipleNegativesRankingLoss, its own classes and defaults, which
+    look for the picture of a text alone.
+    """
+
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, bench: "Bench", processor: Any) -> None:
         super().__init__()
@@ -212,7 +217,7 @@ class SentenceTransformers(Peer):
                 "text": Dense(TEXT_SIZE, SIZE, activation_function=nn.Identity()),
             }
         )
-        self.criterion = MultipleNegativesRankingLoss(model=None)
+        self.criterion = MultipleNegativesRankingLoss(model=None, **self.options)
 
     def image(self, features: FusionMatchTowerFeatures) -> torch.Tensor:
         return l2_normalize(self.heads["image"]({"sentence_embedding": features.pooled})["sentence_embedding"])
@@ -222,6 +227,15 @@ class SentenceTransformers(Peer):
 
     def loss(self, images: FusionMatchTowerFeatures, texts: FusionMatchTowerFeatures, epoch: int) -> torch.Tensor:
         return self.criterion.compute_loss_from_embeddings([self.text(texts), self.image(images)], None)
+
+
+class SentenceTransformersBothWays(SentenceTransformers):
+    """The same, which looks for the text of a picture as well, as CLIP does."""
+
+    options: ClassVar[dict[str, Any]] = {
+        "directions": ("query_to_doc", "doc_to_query"),
+        "partition_mode": "per_direction",
+    }
 
 
 class CachedTower(nn.Module):
@@ -262,6 +276,7 @@ PEERS: dict[str, type[Peer]] = {
     "VSE-infinity": VSEInfinity,
     "CVSE": CVSE,
     "sentence-transformers": SentenceTransformers,
+    "sentence-transformers, both ways": SentenceTransformersBothWays,
     "VisionTextDualEncoder": DualEncoder,
 }
 
