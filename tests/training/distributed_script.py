@@ -32,24 +32,30 @@ def main() -> None:
     splits = load_catalogue(catalogue)
     # Three texts a picture: they have to rotate alike, however many processes there are.
     splits = splits.map(lambda row: {"texts": [row["texts"][0], row["title"], row["color"]]})
+    runs: dict[str, dict[str, Any]] = {
+        "no_duplicates": {"max_steps": 20, "batch_sampler": "no_duplicates"},
+        # The order follows from embeddings of the main process; the others are given it.
+        "hard_negatives": {"max_steps": 20, "batch_sampler": "hard_negatives"},
+        # How many steps there are, and with it the schedule, follows from rows, batch, processes and accumulation.
+        "two_epochs": {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "lr_floor": 0.1, "warmup_steps": 0.25},
+    }
     reports = {}
-    # The order of the second follows from embeddings of the main process; the others are given it.
-    for sampler in ("no_duplicates", "hard_negatives"):
-        reports[sampler] = train(splits, sampler, folder, global_batch, mini_batch_size)
+    for name, settings in runs.items():
+        # A smaller batch, so that two epochs have more than a few steps.
+        batch = global_batch // 2 if name == "two_epochs" else global_batch
+        reports[name] = train(splits["train"], folder / name, batch, mini_batch_size, **settings)
     (folder / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(reports))
 
 
 def train(
-    splits: datasets.DatasetDict, sampler: str, folder: Path, global_batch: int, mini_batch_size: int | None
+    rows: datasets.Dataset, folder: Path, global_batch: int, mini_batch_size: int | None, **settings: Any
 ) -> dict[str, Any]:
     args = FusionMatchTrainingArguments(
-        str(folder / sampler),
+        str(folder),
         per_device_train_batch_size=1,
-        max_steps=20,
         logging_steps=1,
         learning_rate=1e-3,
         mini_batch_size=mini_batch_size,
-        batch_sampler=sampler,
         texts_per_image=1,
         image_views=2,
         loss_components=["fused", "instance"],
@@ -58,14 +64,22 @@ def train(
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
+        **settings,
     )
     args.per_device_train_batch_size = global_batch // args.world_size
-    trainer = FusionMatchTrainer(tiny_model(), args, train_dataset=splits["train"], processing_class=tiny_processor())
+    trainer = FusionMatchTrainer(tiny_model(), args, train_dataset=rows, processing_class=tiny_processor())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-    return {"world_size": args.world_size, "losses": losses, "rates": rates, "weights": weights.tolist()}
+    return {
+        "world_size": args.world_size,
+        "rows": len(rows),
+        "batch": global_batch,
+        "losses": losses,
+        "rates": rates,
+        "weights": weights.tolist(),
+    }
 
 
 if __name__ == "__main__":

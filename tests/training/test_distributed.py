@@ -12,13 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fusionmatch.training.annealing import annealing_factor
 
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +51,14 @@ def launch(command, shop, folder, mini_batch_size=None):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
 
 
+def rates_of_two_epochs(report: dict[str, Any]) -> list[float]:
+    """What the script's run of two epochs is to have: of all processes' batches two make a step."""
+    batches = report["rows"] // report["batch"]
+    assert batches % 2 == 1 and batches > 1
+    steps = 2 * math.ceil(batches / 2)  # the last batch of an epoch is a step of its own
+    return [1e-3 * annealing_factor(step, steps, math.ceil(0.25 * steps), floor=0.1) for step in range(steps)]
+
+
 @pytest.fixture(scope="module")
 def one_process(shop, tmp_path_factory):
     (report,) = launch([sys.executable], shop, tmp_path_factory.mktemp("one") / "run")
@@ -62,8 +74,9 @@ def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_
     reports = launch(command, shop, tmp_path / "two", mini_batch_size)
     assert len(reports) == 2
     for report in reports:
-        for sampler, expected in one_process.items():
-            found = report[sampler]
+        assert report["two_epochs"]["rates"] == pytest.approx(rates_of_two_epochs(report["two_epochs"]))
+        for name, expected in one_process.items():
+            found = report[name]
             assert found["world_size"] == 2
             assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
             assert found["rates"] == pytest.approx(expected["rates"], rel=1e-6)
@@ -74,9 +87,9 @@ def test_accelerate_launch_with_one_process(one_process, shop, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     (report,) = launch(command, shop, tmp_path / "one")
-    for sampler, expected in one_process.items():
-        assert report[sampler]["world_size"] == 1
-        assert report[sampler]["losses"] == pytest.approx(expected["losses"], abs=1e-6)
+    for name, expected in one_process.items():
+        assert report[name]["world_size"] == 1
+        assert report[name]["losses"] == pytest.approx(expected["losses"], abs=1e-6)
 
 
 def test_the_schedule_is_warm_up_and_cosine(one_process):
@@ -85,6 +98,11 @@ def test_the_schedule_is_warm_up_and_cosine(one_process):
     assert max(rates) == pytest.approx(1e-3, rel=0.02)
     assert rates.index(max(rates)) <= 2
     assert rates[-1] < 2e-5
+
+
+def test_the_schedule_of_epochs_counts_steps_of_several_batches(one_process: dict[str, Any]) -> None:
+    report = one_process["two_epochs"]
+    assert report["rates"] == pytest.approx(rates_of_two_epochs(report))
 
 
 READ = """if True:
