@@ -308,7 +308,7 @@ def test_bf16_on_a_cpu(splits, processor, tmp_path):
 def test_bf16_is_advised_where_the_processor_has_it(what, model, splits, processor, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": what != "another processor"})
     make_trainer(freeze_towers(model) if what == "frozen" else model, splits, processor, tmp_path, bf16=what == "bf16")
-    assert ("`--bf16 True` trains the towers in less time" in caplog.text) == (what == "full")
+    assert ("`--use_cpu True --bf16 True` trains the towers in less time" in caplog.text) == (what == "full")
 
 
 def test_cached_features_can_be_pinned(model, monkeypatch):
