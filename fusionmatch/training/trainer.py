@@ -271,7 +271,8 @@ class FusionMatchTrainer(PushingTrainer):
         able = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
         if self.args.device.type == "cpu" and full and able and not cached and self.args.should_log:
             logger.warning(
-                "This processor has instructions for bfloat16: `--use_cpu True --bf16 True` trains the towers in less time."
+                "This processor has instructions for bfloat16: `--use_cpu True --bf16 True` trains the towers in less "
+                "time."
             )
 
     def _report_truncated(self, texts: Sequence[str]) -> None:
