@@ -20,8 +20,8 @@ for every row, settings of `recipes/flickr8k/base.yaml` where a row does not say
 
 The best epoch is chosen on the validation split; each run is then measured once on the test split and its ranks
 stay as one small file in `results` of the work folder. Runs found there are not repeated, so a stopped benchmark goes
-on, and further rows and seeds add to the table; with `--results_dir benchmarks/results/flickr8k --rows` the documented
-one is made from its ranks without a training. Writes `ablation.csv`, `ablation.md` and `ablation.png` into the work
+on, and further rows and seeds add to the table; `--results_dir benchmarks/results/flickr8k --rows` makes one of the
+runs that are kept there, without a training. Writes `ablation.csv`, `ablation.md` and `ablation.png` into the work
 folder. `--rows` takes names or groups: `--rows architecture peers`; `--list` shows them.
 """
 

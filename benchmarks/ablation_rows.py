@@ -81,9 +81,9 @@ class StepSchedule(TrainerCallback):
 NO_BRANCH = {"vision_feature_levels": [], "text_feature_levels": []}
 LAST_LEVEL = {"vision_feature_levels": [-1], "text_feature_levels": [-1]}
 TWO_LEVELS = {"vision_feature_levels": [-6, -1], "text_feature_levels": [-1]}
-# The scale that the recipe starts InfoNCE from, and SigLIP's bias.
-SIGMOID_50 = {"logit_scale_init_value": 3.912, "logit_bias_init_value": -10.0}
 SIGMOID = {"logit_scale_init_value": 2.3026, "logit_bias_init_value": -10.0}
+# From the scale that the recipe starts InfoNCE from.
+SIGMOID_50 = SIGMOID | {"logit_scale_init_value": 3.912}
 CVSE_WEIGHTS = {
     "loss_weighting": "fixed",
     "loss_weights": {"fused": 3.0, "instance": 5.0, "consensus": 1.0, "concept": 2.0},
