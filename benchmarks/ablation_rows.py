@@ -13,6 +13,7 @@
 # limitations under the License.
 """The rows of `ablation.py`: what is trained beside what."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,16 +150,35 @@ ROWS = [
     Row("recipe", "control, one caption a step", NO_BRANCH, ONE_CAPTION),
     Row("recipe", "control, one view a picture", NO_BRANCH, {"image_views": 1}),
     Row("recipe", "control, scale from 14.3", NO_BRANCH | {"logit_scale_init_value": 2.6592}),
-    *(
-        Row("learning rate", f"{name}, {rate:g}", config, {"learning_rate": rate}, one_seed=True)
-        for name, config in (("control", NO_BRANCH), ("attention", LAST_LEVEL))
-        for rate in (5e-4, 2e-3)
-    ),
-    *(
-        Row("learning rate", f"{peer}, {rate:g}", training={"learning_rate": rate}, peer=peer, one_seed=True)
-        for peer in PEERS
-        for rate in (2e-4, 5e-4, 2e-3, 4e-3)
-    ),
+    Row("recipe", "control, head of 1024", NO_BRANCH | {"base_head_dim": 1024}),
+    Row("recipe", "two levels, gated, -4 and -1", TWO_LEVELS | {"vision_feature_levels": [-4, -1]}),
     Row("tuning of towers", "control + LoRA in both towers", training=LORA, on=CONTROL, one_seed=True),
     Row("tuning of towers", "+ LoRA in both towers", training=LORA, on=BASE, one_seed=True, against=BASE),
+]
+
+# Each kind of row at other rates than the recipe's 1e-3 (LoRA's 2e-4): by their name here, what they vary, the rates.
+SEARCH = {
+    "control": (CONTROL, (5e-4, 2e-3)),
+    "attention": (BASE, (5e-4, 2e-3)),
+    "two levels": ("+ two levels, gated", (5e-4, 2e-3)),
+    "consensus": ("+ consensus, its losses", (5e-4, 2e-3)),
+    "sigmoid, scale from 50": ("sigmoid, scale from 50", (5e-4, 2e-3)),
+    "triplet, no dropout": ("triplet, no dropout", (5e-4, 2e-3)),
+    "ranking stage": ("+ ranking stage", (2e-4, 5e-4)),
+    "LoRA": ("+ LoRA in both towers", (1e-4, 5e-4)),
+    **{peer: (peer, (2e-4, 5e-4, 2e-3, 4e-3)) for peer in PEERS},
+}
+ROWS += [
+    dataclasses.replace(
+        row,
+        group="learning rate",
+        name=f"{name}, {rate:g}",
+        training=row.training | {"learning_rate": rate},
+        keep=False,
+        one_seed=True,
+    )
+    for name, (varied, rates) in SEARCH.items()
+    for row in ROWS
+    if row.name == varied
+    for rate in rates
 ]
