@@ -21,8 +21,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
-# Of the checkpoints that this code writes. It grows when a setting changes its name or its meaning, and the step that
-# brings the settings of the number before to the next one is added here under that number.
+# Of the checkpoints that this code writes. From the first release on it grows when a setting changes its name, its
+# meaning or its default (a checkpoint leaves out what is at its default), and the step that brings the settings of the
+# number before to the next one is added here under that number.
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -45,7 +46,7 @@ class FusionMatchConfig(PreTrainedConfig):
             Head of the plain path from pooled tower features to the embedding space: `"mlp"` (LayerNorm, one hidden
             layer), `"linear"` (one matrix without bias, as CLIP has it) or `"none"` (the pooled features are the
             embedding, as SigLIP has it).
-        base_head_dim (`int`, *optional*, defaults to 1024):
+        base_head_dim (`int`, *optional*, defaults to 2048):
             Width of the hidden layer of the `"mlp"` head.
         head_dropout (`float`, *optional*, defaults to 0.0):
             Dropout before the last linear map into the embedding space, in [0, 1): on the hidden layer of the `"mlp"`
@@ -98,8 +99,9 @@ class FusionMatchConfig(PreTrainedConfig):
         gate_init_value (`float`, *optional*, defaults to 0.0):
             Start of the gate g through which the branch enters, `base + tanh(g) * fused`. At 0 the model equals its
             plain path.
-        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
-            Start of the log of the similarity scale; 2.6592 is CLIP's ln(1 / 0.07).
+        logit_scale_init_value (`float`, *optional*, defaults to 3.912):
+            Start of the log of the similarity scale: a scale of 50. In the few thousand steps of a catalogue it hardly
+            moves from where it starts, and CLIP's ln(1 / 0.07) = 2.6592 was too low on both corpora measured.
         logit_bias_init_value (`float`, *optional*):
             Start of the similarity bias of the sigmoid loss. `None` leaves the bias out.
         max_logit_scale (`float`, *optional*, defaults to 100.0):
@@ -135,7 +137,7 @@ class FusionMatchConfig(PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = None
     projection_dim: int = 512
     base_head: Literal["mlp", "linear", "none"] = "mlp"
-    base_head_dim: int = 1024
+    base_head_dim: int = 2048
     head_dropout: float | int = 0.0
     feature_dropout: float | int = 0.0
     vision_pooling: Literal["pooler", "cls", "mean"] = "mean"
@@ -157,7 +159,7 @@ class FusionMatchConfig(PreTrainedConfig):
     concept_words: list[str] | tuple[str, ...] = ()
     num_ranking_layers: int = 2
     gate_init_value: float | int = 0.0
-    logit_scale_init_value: float | int = 2.6592
+    logit_scale_init_value: float | int = 3.912
     logit_bias_init_value: float | int | None = None
     max_logit_scale: float | int | None = 100.0
     initializer_range: float = 0.02

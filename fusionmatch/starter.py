@@ -75,11 +75,8 @@ _SETTINGS = {
     "vision_feature_levels": [-6, -1],
     "text_feature_levels": [-1],
     "max_level_tokens": 16,
-    "base_head_dim": 2048,
     "hidden_size": 128,
     "intermediate_size": 256,
-    # A scale of 50. It hardly moves from where it starts, and CLIP's 14.3 is too low here (docs/lab-notes.md).
-    "logit_scale_init_value": 3.912,
 }
 
 # Licences as the wheels state them; the text model's own card in its wheel states its own.

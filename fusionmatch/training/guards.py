@@ -68,8 +68,8 @@ class TrainingGuard:
 
     Args:
         patience (`int`, *optional*, defaults to 10):
-            Steps for which the first two signs have to last; a collapse has to last four times as long, because many a
-            model begins in a narrow cone.
+            Steps for which the first two signs have to last. A collapse has to last twice as long where the embeddings
+            were wider before, four times where they never were: many a model begins in a narrow cone.
         first_steps (`int`, *optional*, defaults to 50):
             Steps after which a loss that never moved counts as flat, and during which weights are watched.
     """
@@ -80,6 +80,7 @@ class TrainingGuard:
         self._losses: deque[float] = deque(maxlen=patience)
         self._first: list[float] = []
         self._signs: dict[str, int] = {}
+        self._widest: dict[str, float] = {}
         self._steps = 0
 
     @property
@@ -142,7 +143,9 @@ class TrainingGuard:
             )
         for name, embeds in (("pictures", images), ("texts", texts)):
             rank = effective_rank(embeds) if len(embeds) > 3 else math.inf
-            if self._lasts(name, rank < 1.5, times=4):
+            if rank < math.inf:
+                self._widest[name] = max(rank, self._widest.get(name, 0.0))
+            if self._lasts(name, rank < 1.5, times=2 if self._widest.get(name, 0.0) >= 3 else 4):
                 raise TrainingStoppedError(
                     f"The embeddings of {name} have collapsed: {len(embeds)} of them use {rank:.1f} dimensions "
                     f"(uniformity {uniformity(embeds):.2g}, 0 where all coincide); {now}. Check that they differ (all "

@@ -112,7 +112,7 @@ class TestMiniBatches:
             assert torch.allclose(expected, found[1][name], rtol=0, atol=1e-6), name
 
     def test_ranking_stage(self):
-        model = FusionMatchForImageTextRetrieval(tiny_config(gate_init_value=0.3)).eval()
+        model = FusionMatchForImageTextRetrieval(tiny_config(gate_init_value=0.3)).double().eval()
         perturb(model.ranker)
         inputs, found = tiny_inputs(6), []
         for size in (None, 2):
@@ -120,7 +120,7 @@ class TestMiniBatches:
             model(**inputs, return_loss=True, mini_batch_size=size).loss.backward()
             found.append({name: p.grad.clone() for name, p in model.named_parameters()})
         for name, gradient in found[0].items():
-            assert torch.allclose(gradient, found[1][name], atol=1e-5), name
+            assert torch.allclose(gradient, found[1][name], rtol=0, atol=1e-10), name
 
     def test_memory_does_not_grow_with_the_batch(self):
         """What autograd keeps for the backward pass, counted."""

@@ -110,6 +110,7 @@ def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
         (None, {"learning_rate": 3.0}, "too high"),
         (None, {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
         ("lora", {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
+        ("lora", {"learning_rate": 0.03}, "have collapsed.* and lower `--learning_rate`"),
         ("idle", {"learning_rate": 1e-9}, "Nothing is learned"),
         ("collapse", {"learning_rate": 1e-5}, "have collapsed"),
         ("scale", {}, "scale of the similarity"),
