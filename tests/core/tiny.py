@@ -122,6 +122,8 @@ def tiny_config(vision: str = "vit", text: str = "bert", **settings: Any) -> Fus
         "num_attention_heads": 4,
         "intermediate_size": 18,
         "hidden_dropout_prob": 0.0,
+        # Random towers give all texts nearly the same; at 50 they collapse in place of learning.
+        "logit_scale_init_value": 2.6592,
     }
     return FusionMatchConfig(
         vision_config=tower_config(vision), text_config=tower_config(text), **(defaults | settings)
@@ -132,6 +134,17 @@ def tiny_model(vision: str = "vit", text: str = "bert", seed: int = 0, **setting
     """A tiny model in evaluation mode; its gates stand open unless `gate_init_value` says otherwise."""
     set_seed(seed)
     return FusionMatchModel(tiny_config(vision, text, **({"gate_init_value": 0.3} | settings))).eval()
+
+
+def healthy_model(seed: int = 0, **settings: Any) -> FusionMatchModel:
+    """
+    A tiny model that learns at the scale that a new model has: larger embeddings of words tell texts apart, of which
+    random towers give nearly the same vector.
+    """
+    model = tiny_model(seed=seed, logit_scale_init_value=FusionMatchConfig().logit_scale_init_value, **settings)
+    with torch.no_grad():
+        model.text_model.get_input_embeddings().weight.mul_(20)
+    return model
 
 
 def tiny_inputs(batch: int = 3, length: int = 7, size: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:

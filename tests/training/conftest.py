@@ -18,7 +18,7 @@ import pytest
 from fusionmatch.catalogue import load_catalogue
 from fusionmatch.catalogue.sample_shop import write_sample_shop
 
-from ..core.tiny import tiny_model, tiny_processor
+from ..core.tiny import healthy_model, tiny_processor
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +38,4 @@ def processor():
 
 @pytest.fixture
 def model():
-    return tiny_model(gate_init_value=0.0)
+    return healthy_model(gate_init_value=0.0)

@@ -22,7 +22,7 @@ from fusionmatch.training import lora_config
 from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError, alignment, effective_rank, uniformity
 from fusionmatch.training.objective import BatchPairs
 
-from ..core.tiny import tiny_model
+from ..core.tiny import healthy_model
 from .test_trainer import make_trainer
 
 
@@ -87,14 +87,6 @@ class TestSigns:
             feed(TrainingGuard(), [3.0] * 50)
         # On an aligned base a loss that hardly moves is far below chance.
         feed(TrainingGuard(), [0.4] * 200)
-
-
-def healthy_model(seed=0):
-    """A text tower with random weights gives all texts nearly the same; larger embeddings tell them apart."""
-    model = tiny_model(seed=seed)
-    with torch.no_grad():
-        model.text_model.get_input_embeddings().weight.mul_(20)
-    return model
 
 
 @pytest.mark.parametrize("seed", range(20))

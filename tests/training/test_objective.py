@@ -41,7 +41,7 @@ from fusionmatch.training.concepts import attach_concepts
 from fusionmatch.training.objective import BatchPairs, MatchingObjective
 from fusionmatch.training.trainer import WEIGHTING_RATE
 
-from ..core.tiny import perturb, tiny_concepts, tiny_inputs, tiny_model
+from ..core.tiny import healthy_model, perturb, tiny_concepts, tiny_inputs, tiny_model
 from .test_trainer import arguments, freeze_towers, losses, make_trainer
 
 
@@ -91,15 +91,19 @@ def test_without_fused_the_gates_stay_and_must_stand_open(splits, processor, tmp
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid", "triplet", "complementary"])
 def test_every_kind_of_loss_trains(kind, splits, processor, tmp_path):
-    settings = {"contrastive_loss": kind, "triplet_warmup_steps": 3, "num_train_epochs": 12, "learning_rate": 3e-3}
-    model = tiny_model(gate_init_value=0.0, logit_bias_init_value=-5.0 if kind == "sigmoid" else None)
-    trainer = make_trainer(model, splits, processor, tmp_path, **settings)
+    settings = {"contrastive_loss": kind, "triplet_warmup_steps": 3, "num_train_epochs": 24, "learning_rate": 3e-3}
+    settings |= {"eval_strategy": "no", "save_strategy": "no"}
+    model = healthy_model(gate_init_value=0.0, logit_bias_init_value=-5.0 if kind == "sigmoid" else None)
+    trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, **settings)
     trainer.train()
     assert trainer.objective.contrastive.name == kind
     history = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert len(history) == trainer.state.global_step
-    values = [row["fused"] for row in history[3:]]  # triplet is another loss during its warm-up
-    assert sum(values[-6:]) < sum(values[:6])
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry][3:]  # triplet begins with another loss
+    values = [entry["loss"] / entry["chance_fused"] for entry in logs]
+    assert sum(values[-6:]) < 0.9 * sum(values[:6])
+    # Embeddings that are all the same would be below their start too; their uniformity is 0.
+    assert max(logs[-1]["uniformity_texts"], logs[-1]["uniformity_images"]) < -0.1
 
 
 def test_what_the_model_lacks_is_refused(model, tmp_path):
