@@ -32,12 +32,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from fusionmatch import load_catalogue
-from fusionmatch.evaluation import evaluate_retrieval
 from fusionmatch.evaluation.queries import QueryResults, recall_intervals
+from fusionmatch.evaluation.retrieval import embed_catalogue
 from fusionmatch.loading import load_pretrained
 from fusionmatch.training.adapters import PRESETS
 from fusionmatch.training.pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE
+
+
+# Ranks on the general corpus, beside those of the catalogue.
+GENERAL_FILE = "general.parquet"
 
 
 def adapt(folder: Path, preset: str, seed: int, options: list[str]) -> dict[str, float]:
@@ -54,14 +60,14 @@ def adapt(folder: Path, preset: str, seed: int, options: list[str]) -> dict[str,
     return {"peak_gb": usage.ru_maxrss / 2**20}
 
 
-def general_rsum(name: str | Path, general: Any) -> float:
-    """RSUM of a checkpoint or adapter on the general corpus."""
+def measure_general(name: str | Path, general: datasets.Dataset, path: Path) -> None:
+    """Writes the ranks of a checkpoint or adapter on the general corpus."""
     model, processor = load_pretrained(name)
-    return evaluate_retrieval(model.eval(), processor, general, disable_tqdm=True)["rsum"]
+    QueryResults.from_embeddings(embed_catalogue(model, processor, general, disable_tqdm=True), general).save(path)
 
 
 def line(
-    name: str, runs: list[Path], base_general: float, before: list[QueryResults], full: float | None
+    name: str, runs: list[Path], general: QueryResults, before: list[QueryResults], full: float | None
 ) -> dict[str, Any]:
     """One line of the table from the folders of its seeds."""
     queries = [QueryResults.load(run / QUERIES_FILE) for run in runs] or before
@@ -77,7 +83,8 @@ def line(
         row["trained"] = numbers[0]["trainable_parameters"] / numbers[0]["parameters"]
         row["minutes"] = statistics.median(each["training_seconds"] for each in numbers) / 60
         row["peak_gb"] = max(each["peak_gb"] for each in numbers)
-        row["forgotten"] = base_general - statistics.mean(each["general"] for each in numbers)
+        lost = recall_intervals([general] * len(runs), [QueryResults.load(run / GENERAL_FILE) for run in runs])["rsum"]
+        row |= {"forgotten": lost.value, "forgotten_low": lost.low, "forgotten_high": lost.high}
     return row
 
 
@@ -86,7 +93,7 @@ def markdown(rows: list[dict[str, Any]], base_general: float) -> str:
     lines = [
         "| preset | seeds | i→t R@10 | t→i R@10 | RSUM | gain | of full's | trained | min | GB | "
         f"forgotten (of {base_general:.1f}) |",
-        "|---|---:|---|---|---|---|---:|---:|---:|---:|---:|",
+        "|---|---:|---|---|---|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
 
@@ -98,7 +105,7 @@ def markdown(rows: list[dict[str, Any]], base_general: float) -> str:
         if "gain" in row:
             share = "" if row["of_full"] is None else f"{row['of_full']:.0%}"
             cells += [cell("gain", "+"), share, f"{row['trained']:.1%}", f"{row['minutes']:.1f}"]
-            cells += [f"{row['peak_gb']:.1f}", f"{row['forgotten']:.1f}"]
+            cells += [f"{row['peak_gb']:.1f}", cell("forgotten")]
         lines.append("| " + " | ".join(cells + [""] * (11 - len(cells))) + " |")
     return "\n".join(lines) + "\n"
 
@@ -116,10 +123,10 @@ def main() -> None:
     general = load_catalogue({"test": args.general_file})["test"]
     if args.general_samples is not None:
         general = general.select(range(args.general_samples))
-    path = args.work_dir / "base.json"
+    path = args.work_dir / GENERAL_FILE
     if not path.is_file():
-        path.write_text(json.dumps(general_rsum(args.model_name_or_path, general)), encoding="utf-8")
-    base_general = json.loads(path.read_text(encoding="utf-8"))
+        measure_general(args.model_name_or_path, general, path)
+    kept = QueryResults.load(path)
     options = ["--model_name_or_path", args.model_name_or_path, *options]
     for seed in args.seeds:
         for preset in args.presets:
@@ -128,28 +135,25 @@ def main() -> None:
                 continue
             numbers = adapt(folder, preset, seed, options)
             numbers |= json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-            numbers["general"] = general_rsum(folder, general)
+            measure_general(folder, general, folder / GENERAL_FILE)
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
             (folder / "preset.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-            print(
-                f"{preset}, seed {seed}: RSUM {numbers['after']['rsum']:.1f}, general {numbers['general']:.1f}",
-                flush=True,
-            )
+            print(f"{preset}, seed {seed}: RSUM {numbers['after']['rsum']:.1f}", flush=True)
 
     runs = {
         preset: sorted(path.parent for path in args.work_dir.glob(f"{preset}-*/preset.json")) for preset in PRESETS
     }
     runs = {preset: folders for preset, folders in runs.items() if folders}
     before = [QueryResults.load(next(iter(runs.values()))[0] / QUERIES_BEFORE_FILE)]
-    full = line("full", runs["full"], base_general, before, None)["gain"] if "full" in runs else None
-    table = [line("base", [], base_general, before, None)]
-    table += [line(preset, folders, base_general, before, full) for preset, folders in runs.items()]
+    full = line("full", runs["full"], kept, before, None)["gain"] if "full" in runs else None
+    table = [line("base", [], kept, before, None)]
+    table += [line(preset, folders, kept, before, full) for preset, folders in runs.items()]
     with (args.work_dir / "presets.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(table[-1]))
         writer.writeheader()
         writer.writerows(table)
-    text = markdown(table, base_general)
+    text = markdown(table, recall_intervals([kept])["rsum"].value)
     (args.work_dir / "presets.md").write_text(text, encoding="utf-8")
     print(text)
 
