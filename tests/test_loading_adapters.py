@@ -22,36 +22,18 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModel
 
 from fusionmatch import FusionMatchForImageTextRetrieval, FusionMatchModel, modeling_fusionmatch_pretrained
-from fusionmatch.loading import changed_settings, fingerprint, load_pretrained, write_fingerprint
+from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
 from fusionmatch.training import lora_config
 
-from .core.tiny import perturb, tiny_inputs, tiny_model, tiny_processor
+from .core.tiny import make_adapter, perturb, save_base_and_adapter, tiny_inputs, tiny_model, tiny_processor
 
 
 NOTE = "fusionmatch_base.json"
 
 
-def make_adapter(base, folder, **settings):
-    """An adapter as a training leaves it: with what it was made on noted beside it."""
-    model, _ = load_pretrained(base, **settings)
-    noted = str(base), fingerprint(model), "torch.float32", changed_settings(model.config)
-    adapted = get_peft_model(model, lora_config(model))
-    perturb(adapted)
-    adapted.save_pretrained(folder)
-    write_fingerprint(folder, *noted)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A base and an adapter on it, with LoRA and a head that it carries whole."""
-    folder = tmp_path_factory.mktemp("models")
-    base = tiny_model()
-    base.config.untrained_modules = ["text_head"]
-    base.save_pretrained(folder / "base")
-    tiny_processor().save_pretrained(folder / "base")
-    make_adapter(folder / "base", folder / "adapter")
-    return folder
+    return save_base_and_adapter(tmp_path_factory.mktemp("models"))
 
 
 def embed(model):

@@ -26,7 +26,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -45,11 +44,10 @@ from transformers import (
 import fusionmatch
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchProcessor
 from fusionmatch.evaluation.calibration import load_calibration
-from fusionmatch.loading import fingerprint, load_pretrained, write_fingerprint
+from fusionmatch.loading import fingerprint, load_pretrained
 from fusionmatch.repository import SETTINGS_PATTERNS, UnsafeFolderError
-from fusionmatch.training import lora_config
 
-from .tiny import perturb, tiny_inputs, tiny_model, tiny_processor, tower_config
+from .tiny import perturb, save_base_and_adapter, tiny_inputs, tiny_model, tiny_processor, tower_config
 
 
 ROOT = Path(__file__).parents[2]
@@ -197,20 +195,7 @@ class TestRefusals:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A base, and an adapter on it that carries a head whole."""
-    folder = tmp_path_factory.mktemp("models")
-    base = tiny_model()
-    base.config.untrained_modules = ["text_head"]
-    base.save_pretrained(folder / "base")
-    tiny_processor().save_pretrained(folder / "base")
-    model, _ = load_pretrained(folder / "base")
-    adapted = get_peft_model(model, lora_config(model))
-    perturb(adapted)
-    adapted.save_pretrained(folder / "adapter")
-    write_fingerprint(
-        folder / "adapter", str(folder / "base"), fingerprint(load_pretrained(folder / "base")[0]), "torch.float32"
-    )
-    return folder
+    return save_base_and_adapter(tmp_path_factory.mktemp("models"))
 
 
 def rewrite(path, change):

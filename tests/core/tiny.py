@@ -14,10 +14,12 @@
 """Tiny models, processors and inputs, made here: nothing is downloaded, nothing is trained."""
 
 import string
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import get_peft_model
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -28,6 +30,8 @@ from transformers import (
 )
 
 from fusionmatch import FusionMatchConfig, FusionMatchModel, FusionMatchProcessor
+from fusionmatch.loading import changed_settings, fingerprint, load_pretrained, write_fingerprint
+from fusionmatch.training import lora_config
 
 
 # Id of the token that ends a text: CLIP's text model looks for it.
@@ -187,3 +191,24 @@ def tiny_concepts(model: FusionMatchModel) -> FusionMatchModel:
     graph = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
     model.set_concepts(["red", "mug", "lamp"], graph, torch.randn(3, 6, generator=generator))
     return model
+
+
+def make_adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """An adapter as a training leaves it: with what it was made on noted beside it."""
+    model, _ = load_pretrained(base, **settings)
+    noted = str(base), fingerprint(model), "torch.float32", changed_settings(model.config)
+    adapted = get_peft_model(model, lora_config(model))
+    perturb(adapted)
+    adapted.save_pretrained(folder)
+    write_fingerprint(folder, *noted)
+    return folder
+
+
+def save_base_and_adapter(folder: Path) -> Path:
+    """Folders `base` and `adapter`, which has LoRA and a head that it carries whole."""
+    base = tiny_model()
+    base.config.untrained_modules = ["text_head"]
+    base.save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
+    make_adapter(folder / "base", folder / "adapter")
+    return folder
