@@ -151,9 +151,11 @@ class FusionMatchModel(FusionMatchConceptsMixin, FusionMatchFromPretrainedMixin,
 
     def train(self, mode: bool = True) -> "FusionMatchModel":
         """
-        Like [`~torch.nn.Module.train`], but frozen parts of the towers stay in evaluation mode: a tower without any
-        trainable parameter as a whole (its features then do not depend on the step), and batch normalisations with
-        frozen weights (their running statistics belong to those weights).
+        Like [`~torch.nn.Module.train`], but parts of the towers stay in evaluation mode: a tower without any trainable
+        parameter as a whole (its features then do not depend on the step), and batch normalisations in any case. They
+        keep the statistics of what the tower was trained on, of which a catalogue has too little: full tuning forgets
+        half as much so (docs/results.md), and an item's embedding depends on no other of its batch. A tower with
+        random weights has none yet; train it elsewhere first.
         """
         super().train(mode)
         for tower in (self.vision_model, self.text_model):
@@ -161,8 +163,7 @@ class FusionMatchModel(FusionMatchConceptsMixin, FusionMatchFromPretrainedMixin,
                 tower.eval()
             for module in tower.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    if module.weight is not None and not module.weight.requires_grad:
-                        module.eval()
+                    module.eval()
         return self
 
     def _wants(self, name: str, kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,6 @@
 # limitations under the License.
 """What the PyTorch FusionMatch models return, and batches that go through them in parts."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -209,20 +208,6 @@ def batch_parts(batch: int, mask: torch.Tensor | None, mini_batch_size: int | No
     return [(rows, max(1, int(lengths[rows[-1]]))) for rows in lengths.argsort(stable=True).split(size)]
 
 
-class _StatisticsKept:
-    """Leaves the running statistics of batch normalisations as they were; entered at each backward pass."""
-
-    def __init__(self, norms: list[nn.Module]) -> None:
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
-
-    def __enter__(self) -> None:
-        self._before = [buffer.clone() for buffer in self._buffers]
-
-    def __exit__(self, *_: object) -> None:
-        for buffer, value in zip(self._buffers, self._before, strict=True):
-            buffer.copy_(value)
-
-
 def embed_in_parts(
     embed: MethodType,
     parts: list[Part],
@@ -244,8 +229,7 @@ def embed_in_parts(
         recompute (`bool`, *optional*, defaults to `False`):
             Whether the backward pass computes each part anew, in the same random state, in place of keeping its
             activations. Gradients are those of the whole batch, memory that of one part (gradient caching, arXiv
-            2101.06983, by activation checkpointing, arXiv 1604.06174). The tower's last hidden state is not returned;
-            running statistics of batch normalisations take each part once.
+            2101.06983, by activation checkpointing, arXiv 1604.06174). The tower's last hidden state is not returned.
     """
 
     def embed_part(rows: torch.Tensor, length: int | None) -> dict[str, torch.Tensor]:
@@ -260,11 +244,7 @@ def embed_in_parts(
         return {name: value for name, value in output.items() if not recompute or name != "last_hidden_state"}
 
     if recompute and torch.is_grad_enabled():
-        settings = {}
-        norms = [m for m in embed.__self__.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        if norms:
-            settings["context_fn"] = lambda: (nullcontext(), _StatisticsKept(norms))
-        outputs = [checkpoint(embed_part, *part, use_reentrant=False, **settings) for part in parts]
+        outputs = [checkpoint(embed_part, *part, use_reentrant=False) for part in parts]
     else:
         outputs = [embed_part(*part) for part in parts]
     order = torch.cat([rows for rows, _ in parts]).argsort()
