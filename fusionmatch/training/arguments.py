@@ -52,8 +52,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
             Components of the loss: `fused`, `instance`, `consensus`, `concept`, `matching` ([`MatchingObjective`]).
         contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
-            `infonce`, `sigmoid`, `triplet`, or `complementary`, meant for catalogues with swapped pairs; on one it did not
-            pay (docs/results.md).
+            `infonce`, `sigmoid`, `triplet`, or `complementary`, meant for catalogues with swapped pairs; on one it
+            did not pay (docs/results.md).
         triplet_margin (`float`, *optional*, defaults to 0.2):
             Margin of `triplet`, in cosine.
         triplet_warmup_steps (`int`, *optional*, defaults to 0):
