@@ -100,8 +100,9 @@ class FusionMatchConfig(PreTrainedConfig):
             Start of the gate g through which the branch enters, `base + tanh(g) * fused`. At 0 the model equals its
             plain path.
         logit_scale_init_value (`float`, *optional*, defaults to 3.912):
-            Start of the log of the similarity scale: a scale of 50. In the few thousand steps of a catalogue it hardly
-            moves from where it starts, and CLIP's ln(1 / 0.07) = 2.6592 was too low on both corpora measured.
+            Start of the log of the similarity scale: a scale of 50. In some hundred steps it hardly moves from where
+            it starts; CLIP's ln(1 / 0.07) = 2.6592 was too low with five captions a picture and with LoRA on a
+            catalogue. Heads alone in few steps do better from about 20 (docs/lab-notes.md).
         logit_bias_init_value (`float`, *optional*):
             Start of the similarity bias of the sigmoid loss. `None` leaves the bias out.
         max_logit_scale (`float`, *optional*, defaults to 100.0):
