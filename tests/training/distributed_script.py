@@ -33,11 +33,17 @@ def main() -> None:
     # Three texts a picture: they have to rotate alike, however many processes there are.
     splits = splits.map(lambda row: {"texts": [row["texts"][0], row["title"], row["color"]]})
     runs: dict[str, dict[str, Any]] = {
-        "no_duplicates": {"max_steps": 20, "batch_sampler": "no_duplicates"},
+        "no_duplicates": {"max_steps": 20, "batch_sampler": "no_duplicates", "loss_weighting": "uncertainty"},
         # The order follows from embeddings of the main process; the others are given it.
-        "hard_negatives": {"max_steps": 20, "batch_sampler": "hard_negatives"},
+        "hard_negatives": {"max_steps": 20, "batch_sampler": "hard_negatives", "loss_weighting": "cov"},
         # How many steps there are, and with it the schedule, follows from rows, batch, processes and accumulation.
-        "two_epochs": {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "lr_floor": 0.1, "warmup_steps": 0.25},
+        "two_epochs": {
+            "num_train_epochs": 2,
+            "gradient_accumulation_steps": 2,
+            "lr_floor": 0.1,
+            "warmup_steps": 0.25,
+            "loss_weighting": "relative",
+        },
     }
     reports = {}
     for name, settings in runs.items():
@@ -59,7 +65,6 @@ def train(
         texts_per_image=1,
         image_views=2,
         loss_components=["fused", "instance"],
-        loss_weighting="uncertainty",
         eval_strategy="no",
         save_strategy="no",
         disable_tqdm=True,

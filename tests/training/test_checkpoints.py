@@ -38,13 +38,12 @@ from .test_trainer import arguments, make_trainer
 
 
 @pytest.fixture
-def command(shop, tmp_path):
+def options(shop, tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     tiny_processor().save_pretrained(tmp_path / "base")
-    options = {
+    return {
         "model_name_or_path": tmp_path / "base",
         "catalogue": shop,
-        "freeze_vision_model": "False",
         "mini_batch_size": 8,
         "num_train_epochs": 3,
         "per_device_train_batch_size": 16,
@@ -55,7 +54,15 @@ def command(shop, tmp_path):
         "eval_strategy": "no",
         "disable_tqdm": "True",
     }
-    return ["train", "--use_cpu", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+@pytest.fixture
+def command(options):
+    return words("train", options | {"freeze_vision_model": "False"})
+
+
+def words(command, options):
+    return [command, "--use_cpu", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
 def killed_while_writing(command, folder):
@@ -75,7 +82,8 @@ def killed_while_writing(command, folder):
     return None
 
 
-def test_killed_in_the_middle_of_a_checkpoint(command, tmp_path, caplog):
+def test_killed_in_the_middle_of_a_checkpoint(options, tmp_path, caplog):
+    command = words("adapt", options)
     assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 0
     for attempt in range(3):
         folder = tmp_path / f"killed-{attempt}"
@@ -88,7 +96,7 @@ def test_killed_in_the_middle_of_a_checkpoint(command, tmp_path, caplog):
     assert main([*command, "--output_dir", str(folder)]) == 0
     assert f"{path} is not whole" in caplog.text
     assert f"Going on from {folder / f'checkpoint-{before}'}" in caplog.text
-    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", folder.name)]
+    ends = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", folder.name)]
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
     logs = [(tmp_path / name / "losses.jsonl").read_text() for name in ("whole", folder.name)]
     assert logs[0] == logs[1]
