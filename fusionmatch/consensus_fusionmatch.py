@@ -113,7 +113,8 @@ class FusionMatchConceptsMixin:
                 "The model has no fusion branch, which concepts are looked up by. Build it with "
                 "`vision_feature_levels` and `text_feature_levels`."
             )
-        if not words or graph.shape != (len(words), len(words)) or vectors.ndim != 2 or len(vectors) != len(words):
+        fits = vectors.ndim == 2 and len(vectors) == len(words) and vectors.shape[1] > 0
+        if not words or graph.shape != (len(words), len(words)) or not fits:
             raise ValueError(
                 f"Concepts are one word or more; {len(words)} words need a graph of {len(words)} x {len(words)} and "
                 f"as many vectors, got a graph of {tuple(graph.shape)} and vectors of {tuple(vectors.shape)}."

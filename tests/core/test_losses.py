@@ -276,7 +276,7 @@ def test_modules_are_their_functions(name):
     assert torch.equal(
         loss(scores, 7 * scores, positives), ALL[name](scores if name == "triplet" else 7 * scores, positives)
     )
-    assert type(loss)(**loss.get_config_dict()).get_config_dict() == loss.get_config_dict()
+    assert loss.get_config_dict() == ({"margin": 0.2, "warmup_steps": 0} if name == "triplet" else {})
     assert loss.citation and loss.name == name
 
 
@@ -347,7 +347,7 @@ class TestConceptDivergence:
             return loss(one.log_softmax(1), other.log_softmax(1), same([0, 0, 1]), labels, labels)
 
         assert torch.autograd.gradcheck(divergence, [texts, images])
-        assert ConceptDivergenceLoss(**loss.get_config_dict()).get_config_dict() == loss.get_config_dict()
+        assert loss.get_config_dict() == {"symmetric": True, "label_share": 0.4}
 
     def test_what_does_not_fit(self):
         concepts = table(3, 5).log_softmax(1)
