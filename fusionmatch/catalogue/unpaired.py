@@ -145,9 +145,14 @@ def _without_copies(
     return kept
 
 
-def read_unpaired_texts(path: str | Path) -> datasets.Dataset:
+def read_unpaired_texts(path: str | Path, held_out: Sequence[datasets.Dataset] = ()) -> datasets.Dataset:
     """
     Reads a text file, one text a line, each once; the same columns as those of [`hide_pairs`].
+
+    Args:
+        path (`str` or `Path`): The file, in UTF-8.
+        held_out (`Sequence[datasets.Dataset]`, *optional*): The splits that are not trained on. Their texts are left
+            out, with a warning.
 
     Raises:
         `FileNotFoundError`: there is no such file.
@@ -160,7 +165,13 @@ def read_unpaired_texts(path: str | Path) -> datasets.Dataset:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not UTF-8. Save it as plain text in UTF-8, one text a line.") from error
-    texts = list({text_key(line): line.strip() for line in lines if line.strip()}.values())
+    found = {text_key(line): line.strip() for line in lines if line.strip()}
+    tested = {text_key(text) for split in held_out for text in chain.from_iterable(split["texts"])}
+    texts = [text for key, text in found.items() if key not in tested]
+    if len(texts) < len(found):
+        logger.warning(
+            f"{len(found) - len(texts):,} unpaired texts are held out for validation and test; they are left out."
+        )
     if not texts:
-        raise ValueError(f"'{path}' holds no text; it needs one a line.")
+        raise ValueError(f"'{path}' holds no text that can be used; it needs one a line.")
     return datasets.Dataset.from_dict({"text": texts, "products": [[] for _ in texts]}, features=TEXT_FEATURES)

@@ -30,7 +30,7 @@ class AdaptTrainingArguments(FusionMatchTrainingArguments):
     num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training pictures."})
     batch_sampler: str = field(
         default="no_duplicates",
-        metadata={"help": f"{SAMPLERS_HELP} With unpaired texts no_duplicates leaves the labelled pairs at random."},
+        metadata={"help": f"{SAMPLERS_HELP} The last not with unpaired texts."},
     )
 
 

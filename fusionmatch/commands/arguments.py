@@ -237,7 +237,7 @@ class FitDataArguments(DataArguments):
         elif self.unpaired_images is not None and self.unpaired_texts is not None:
             held_out = [split for name, split in splits.items() if name != "train"]
             train = add_unpaired_images(splits["train"], self.unpaired_images, held_out)
-            texts = read_unpaired_texts(self.unpaired_texts)
+            texts = read_unpaired_texts(self.unpaired_texts, held_out)
         else:
             return splits, None
         return datasets.DatasetDict(splits | {"train": train}), texts

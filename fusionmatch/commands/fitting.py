@@ -36,6 +36,7 @@ from ..report import Record, write_report
 from ..report.record import FINDINGS_FILE, QUARANTINE_FILE
 from ..training import FusionMatchTrainingArguments, describe_trainable
 from ..training.pipeline import FitResult, check_output_dir, fit
+from ..training.unpaired import PartlyPairedDataset
 from .arguments import DataArguments, FitDataArguments, ModelArguments
 from .models import load_base
 
@@ -105,6 +106,10 @@ def fit_and_report(
         return
     if fresh:
         print(f"The base was never trained on pairs ({', '.join(fresh)} were new), so before is chance.")
+    pairs = result.trainer.train_dataset
+    if isinstance(pairs, PartlyPairedDataset):
+        sure = "" if pairs.found else f": of none was the teacher sure enough ({args.pseudo_pair_threshold:g})"
+        print(f"Texts found for {pairs.found:,} of {len(pairs.unlabelled):,} pictures in the last epoch{sure}.")
     differences = compare([result.after_queries], [result.before_queries])
     print(f"Trained in {result.seconds:.0f} s.\n\n{format_table(result.before, result.after, differences)}")
     queries = f"{result.after['i2t_queries']:.0f} picture and {result.after['t2i_queries']:.0f} text queries"

@@ -14,6 +14,7 @@
 """`fusionmatch forgetting`: what an adaptation cost in general retrieval, and how much of it to use."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,8 +22,11 @@ import datasets
 from torch import nn
 
 from ..catalogue import read_catalogue
-from ..evaluation.forgetting import draw_sweep, interpolated, recommend, sweep
-from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.forgetting import Point, draw_sweep, interpolated, recommend, sweep
+from ..evaluation.intervals import Interval
+from ..evaluation.queries import QueryResults, recall_intervals
+from ..evaluation.retrieval import embed_catalogue
+from ..hub import write_merged_card
 from ..loading import base_state_dict, load_pretrained
 from .arguments import CommandParser, DataArguments, ModelArguments
 from .models import load_model
@@ -83,31 +87,33 @@ def run(argv: list[str]) -> None:
         raise ValueError(
             f"{model_args.model_name_or_path} is a checkpoint: name the one that it was adapted from, `--base`."
         )
-    splits = data_args.split(data_args.read())
+    intake = data_args.read()
+    splits = data_args.split(intake)
     missing = [name for name in ("validation", "test") if name not in splits]
     if missing:
         raise ValueError(
             f"The splits {missing} are missing: the strength is chosen on `validation` and measured on `test` "
             "(`--validation_size`, `--test_size`)."
         )
-    general = read_catalogue({"test": args.general_file}).dataset
+    try:
+        corpus = read_catalogue({"test": args.general_file})
+    except ValueError as error:
+        raise ValueError(
+            f"The general corpus ({', '.join(args.general_file)}) cannot be read: {error} Its columns are guessed; "
+            "rename them to `image`, `caption` and `product`."
+        ) from error
+    general = corpus.dataset
+    print(f"Catalogue: {intake.summary()}\nGeneral corpus: {corpus.summary()}\n", flush=True)
 
-    def measure(dataset: datasets.Dataset, each: nn.Module) -> float:
-        return evaluate_retrieval(
-            each, processor, dataset, batch_size=args.batch_size, disable_tqdm=args.disable_tqdm
-        )["rsum"]
+    def measure(dataset: datasets.Dataset, each: nn.Module) -> QueryResults:
+        options = {"batch_size": args.batch_size, "disable_tqdm": args.disable_tqdm}
+        return QueryResults.from_embeddings(embed_catalogue(each, processor, dataset, **options), dataset)
 
     # Chosen on one split, measured on another: the best of five is better than it is.
     points = sweep(model, base, lambda m: measure(splits["validation"], m), lambda m: measure(general, m), args.scales)
     chosen = recommend(points, args.keep, args.most_forgotten)
-    start = next(point for point in points if point.scale == 0)
-    print(f"{'scale':>6} {'catalogue':>10} {'gain':>7} {'general':>8} {'forgotten':>10}   RSUM; validation split")
-    for point in points:
-        mark = "   recommended" if point is chosen else ""
-        print(
-            f"{point.scale:>6g} {point.catalogue:>10.1f} {point.catalogue - start.catalogue:>+7.1f} "
-            f"{point.general:>8.1f} {start.general - point.general:>10.1f}{mark}"
-        )
+    table = _table(points, chosen)
+    print(table)
     if chosen is None:
         print(
             f"None is recommended: each that keeps {args.keep:.0%} of the gain loses more than "
@@ -115,17 +121,39 @@ def run(argv: list[str]) -> None:
             "(`--most_forgotten`), measure `--scales` in between, or train less: LoRA, fewer epochs, a lower rate."
             + (f" Nothing is written into {args.output_dir}." if args.output_dir else "")
         )
-    scales = sorted({1.0} if chosen is None else {chosen.scale, 1.0})
-    tested = {scale: measure(splits["test"], each) for scale, each in interpolated(model, base, scales)}
-    at_chosen = "" if chosen is None else f"{tested[chosen.scale]:.1f} at {chosen.scale:g}, "
-    print(f"On the test split ({len(splits['test'])} pictures): {at_chosen}{tested[1.0]:.1f} as it was trained.")
+    scales = sorted({0.0, 1.0} if chosen is None else {0.0, chosen.scale, 1.0})
+    runs = {scale: measure(splits["test"], each) for scale, each in interpolated(model, base, scales)}
+    tested = {scale: recall_intervals([run])["rsum"].value for scale, run in runs.items()}
+    words = f"On the test split ({len(splits['test']):,} pictures): {tested[0.0]:.1f} for the base"
+    for scale in scales[1:]:
+        gain = recall_intervals([runs[scale]], [runs[0.0]])["rsum"]
+        strength = "as it was trained" if scale == 1 else f"at {scale:g}"
+        words += f"; {tested[scale]:.1f} {strength}, {_cell(gain, '+')}"
+    print(f"{words}.")
     if args.output_dir and chosen is not None:
         for _, each in interpolated(model, base, [chosen.scale]):
             each.save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
+        adapted, origin = model_args.model_name_or_path, args.base or model.config.name_or_path
+        results = f"```text\n{table}\n{words}.\n```"
+        write_merged_card(args.output_dir, adapted, origin, scale=chosen.scale, results=results)
         content = {"points": [asdict(point) for point in points], "recommended": chosen.scale, "test": tested}
         path = Path(args.output_dir) / "forgetting.json"
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{args.output_dir} is a checkpoint at the strength {chosen.scale:g}.")
     if args.output_file:
         print(f"Drawn in {draw_sweep(args.output_file, points, chosen)}")
+
+
+def _table(points: Sequence[Point], chosen: Point | None) -> str:
+    lines = [f"{'scale':>6} {'catalogue':>10} {'gain':>24} {'general':>8} {'forgotten':>24}   RSUM; validation split"]
+    lines += [
+        f"{point.scale:>6g} {point.catalogue:>10.1f} {_cell(point.gain, '+'):>24} {point.general:>8.1f} "
+        f"{_cell(point.forgotten):>24}{'   recommended' if point is chosen else ''}"
+        for point in points
+    ]
+    return "\n".join(lines)
+
+
+def _cell(change: Interval | None, sign: str = "") -> str:
+    return "" if change is None else f"{change.value:{sign}.1f} [{change.low:{sign}.1f}, {change.high:{sign}.1f}]"

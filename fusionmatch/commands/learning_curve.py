@@ -100,7 +100,9 @@ def run(argv: list[str]) -> None:
         if args.process_index == 0:
             _write(output_dir / "learning_curve.csv", points)
             if len(points) == 1:
-                print(f"RSUM (of 600) on {len(splits['test']):,} held-out pictures, 95 % intervals over products")
+                print(f"RSUM (of 600) on {len(splits['test']):,} held-out pictures, 95 % intervals over products;")
+                # They are labels too.
+                print(f"the best epoch is chosen by {len(splits['validation']):,} labelled pictures for validation.")
                 print(
                     f"{'labels':>8} {'labels alone':>24} {'with unpaired':>24} {'difference':>24}   pairs found, right"
                 )

@@ -20,6 +20,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .intervals import Interval
+from .queries import QueryResults, recall_intervals
+
 
 @dataclass
 class Point:
@@ -30,12 +33,17 @@ class Point:
         scale (`float`):
             Share of the way from the base (0) to the adapted model (1).
         catalogue, general (`float`):
-            What was measured on the catalogue and on the general corpus; more is better.
+            RSUM on the catalogue and on the general corpus, in percent (of 600).
+        gain, forgotten ([`~fusionmatch.evaluation.intervals.Interval`], *optional*):
+            What that is above the base on the catalogue, and below it on the general corpus, query by query; `None`
+            where the base was not measured.
     """
 
     scale: float
     catalogue: float
     general: float
+    gain: Interval | None = None
+    forgotten: Interval | None = None
 
 
 def interpolated(
@@ -80,14 +88,31 @@ def interpolated(
 def sweep(
     model: nn.Module,
     base: Mapping[str, torch.Tensor],
-    measure_catalogue: Callable[[nn.Module], float],
-    measure_general: Callable[[nn.Module], float],
+    measure_catalogue: Callable[[nn.Module], QueryResults],
+    measure_general: Callable[[nn.Module], QueryResults],
     scales: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
 ) -> list[Point]:
     """Measures a model at several strengths of its adaptation; the arguments are those of [`interpolated`]."""
+    measured = [
+        (scale, measure_catalogue(each), measure_general(each)) for scale, each in interpolated(model, base, scales)
+    ]
+    start = next(((catalogue, general) for scale, catalogue, general in measured if scale == 0), None)
+
+    def rsum(run: QueryResults) -> float:
+        return recall_intervals([run], num_samples=1)["rsum"].value
+
+    def above(run: QueryResults, other: QueryResults) -> Interval:
+        return recall_intervals([run], [other])["rsum"]
+
     return [
-        Point(scale, measure_catalogue(each), measure_general(each))
-        for scale, each in interpolated(model, base, scales)
+        Point(
+            scale,
+            rsum(catalogue),
+            rsum(general),
+            None if start is None else above(catalogue, start[0]),
+            None if start is None else above(start[1], general),
+        )
+        for scale, catalogue, general in measured
     ]
 
 
@@ -120,9 +145,10 @@ def recommend(points: Sequence[Point], keep: float = 0.95, most_forgotten: float
     return chosen if chosen.general >= (1 - most_forgotten) * start.general else None
 
 
-def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point | None, unit: str = "RSUM") -> Path:
+def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point | None) -> Path:
     """
-    The curve: general retrieval against retrieval on the catalogue, the strengths as marks.
+    The curve: general retrieval against retrieval on the catalogue, the strengths as marks, with the intervals of what
+    is gained and forgotten.
 
     Raises:
         `ImportError`: matplotlib is not installed; the message has the `pip install` line.
@@ -137,13 +163,18 @@ def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point | None, 
     axes = figure.subplots()
     axes.plot([point.general for point in points], [point.catalogue for point in points], "o-", color="C0")
     for point in points:
+        for name, change, turned in (("yerr", point.gain, False), ("xerr", point.forgotten, True)):
+            if change is not None:
+                ends = [[change.value - change.low], [change.high - change.value]]
+                bar = {name: ends[::-1] if turned else ends}
+                axes.errorbar(point.general, point.catalogue, **bar, color="C0", alpha=0.35, linewidth=1)
         axes.annotate(f"{point.scale:g}", (point.general, point.catalogue), (6, 4), textcoords="offset points")
     if chosen is not None:
         ring = {"markersize": 13, "fillstyle": "none", "color": "C3"}
         axes.plot(chosen.general, chosen.catalogue, "o", label="recommended", **ring)
         axes.legend()
-    axes.set_xlabel(f"general corpus, {unit}")
-    axes.set_ylabel(f"catalogue, {unit}")
+    axes.set_xlabel("general corpus, RSUM")
+    axes.set_ylabel("catalogue, RSUM")
     axes.set_title("Strength of the adaptation: 0 the base, 1 as it was trained", fontsize=10)
     axes.grid(color="0.9")
     figure.savefig(path, dpi=130)

@@ -268,9 +268,17 @@ def write_starter_card(
     )
 
 
-def write_merged_card(folder: str | Path, adapter: str | Path, base: str, adapter_card: Path | None = None) -> Path:
+def write_merged_card(
+    folder: str | Path,
+    adapter: str | Path,
+    base: str,
+    adapter_card: Path | None = None,
+    scale: float | None = None,
+    results: str | None = None,
+) -> Path:
     """
-    Writes the card of a checkpoint that an adapter was merged into.
+    Writes the card of a checkpoint that an adapter was merged into, or that lies between a base and what it was
+    adapted to.
 
     Args:
         folder (`str` or `Path`):
@@ -282,6 +290,10 @@ def write_merged_card(folder: str | Path, adapter: str | Path, base: str, adapte
         adapter_card (`Path`, *optional*):
             The adapter's card, by [`write_model_card`], where its figures are those of the merged weights too: results
             and limits are carried over. What no training wrote has none.
+        scale (`float`, *optional*):
+            Share of the way from the base to the adapted weights, where it is not a merged adapter.
+        results (`str`, *optional*):
+            What was measured of it, as Markdown.
 
     Returns:
         `Path`: the card, `README.md` in the folder.
@@ -319,7 +331,8 @@ def write_merged_card(folder: str | Path, adapter: str | Path, base: str, adapte
         text_tower=config["text_config"]["model_type"],
         catalogue=measured[0].dataset_name if measured else None,
         licence=licence,
-        **({"results": None, "limits": None} | sections),
+        scale=None if scale is None else f"{scale:g}",
+        **({"results": results, "limits": None} | sections),
     )
 
 

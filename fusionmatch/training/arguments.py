@@ -47,8 +47,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
         batch_sampler (`str`, *optional*, defaults to `"batch_sampler"`):
             Which pairs meet in a batch, see [`~fusionmatch.training.sampling.SpreadSampler`]: `batch_sampler` (at
             random), `no_duplicates` (best on a catalogue with variants, and the default of `fusionmatch adapt`) or
-            `hard_negatives`. The names are those of Sentence Transformers. Unpaired texts have a sampler of their own,
-            which takes labelled pairs at random.
+            `hard_negatives` (not with unpaired texts). The names are those of Sentence Transformers.
         loss_components (`list[str]`, *optional*, defaults to `["fused"]`):
             Components of the loss: `fused`, `instance`, `consensus`, `concept`, `matching` ([`MatchingObjective`]).
         contrastive_loss (`str`, *optional*, defaults to `"infonce"`):
@@ -80,7 +79,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
         pseudo_pair_share (`float`, *optional*, defaults to 0.5):
             Largest share of an epoch that is pseudo-pairs, in [0, 1].
         pseudo_pair_start (`float`, *optional*, defaults to 0.5):
-            Share of the training, in [0, 1], from which on there are pseudo-pairs; 1 for none at all.
+            Share of the training, in [0, 1], from which on there are pseudo-pairs: in the epochs that begin after it.
+            1 for none at all.
         teacher_decay (`float`, *optional*, defaults to 0.99):
             Share of the teacher, a moving average of the weights, that stays at a step, in [0, 1].
         training_guard (`bool`, *optional*, defaults to `True`):
@@ -165,7 +165,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "Largest share of an epoch that is pseudo-pairs, in [0, 1]."}
     )
     pseudo_pair_start: float = field(
-        default=0.5, metadata={"help": "Share of the training from which on there are pseudo-pairs; 1 for none."}
+        default=0.5,
+        metadata={"help": "Share of the training after which an epoch that begins has pseudo-pairs; 1 for none."},
     )
     teacher_decay: float = field(
         default=0.99, metadata={"help": "Share of the teacher (a moving average) that stays at a step, in [0, 1]."}

@@ -129,6 +129,15 @@ class PairDataset(Dataset):
         """The texts of all rows, one after the other: what `text_indices` of an item count."""
         return [text for texts in self.texts for text in texts]
 
+    def product_of(self, row: int) -> int:
+        """The product that a row is trained as."""
+        return self.products[row]
+
+    def names_of(self, row: int) -> set[int]:
+        """The product of a row and what it shares with others: rows that have one in common teach least together."""
+        names = {self.product_of(row)} | ({self.picture_names[row]} & self.shared.pictures.keys())
+        return names | (set(self.text_names[row]) & self.shared.texts.keys())
+
     def to_embed(self) -> tuple[Sequence[int], Sequence[str], Sequence[int]]:
         """Rows whose pictures a sampler wants to look at, and texts with their indices: the first one of each row."""
         return range(len(self)), [texts[0] for texts in self.texts], self.first_text[:-1]

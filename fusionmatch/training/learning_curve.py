@@ -30,7 +30,7 @@ from ..catalogue import hide_pairs
 from ..evaluation.intervals import Interval
 from ..evaluation.queries import QueryResults, recall_intervals
 from .arguments import FusionMatchTrainingArguments
-from .pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE, fit
+from .pipeline import METRICS_FILE, QUERIES_BEFORE_FILE, QUERIES_FILE, check_run, fit, run_key
 
 
 @dataclass
@@ -96,7 +96,8 @@ def learning_curve(
         [`CurvePoint`]: the base first, then one for each number of labels, as soon as it is measured.
 
     Raises:
-        `ValueError`: a number of labels that the training split does not hold.
+        `ValueError`: a number of labels that the training split does not hold, or `output_dir` has a training of
+            another base or catalogue.
     """
     wrong = [count for count in labels if not 2 <= count <= len(splits["train"])]
     if wrong or not labels or not seeds:
@@ -114,12 +115,15 @@ def learning_curve(
         each.output_dir = str(Path(args.output_dir) / name)
         each.seed, each.pseudo_pair_start = seed, start
         folder = Path(each.output_dir)
-        if not (folder / METRICS_FILE).is_file():
-            parts, texts = splits, None
-            if count < len(splits["train"]):
-                train, texts = hide_pairs(splits["train"], count, seed)
-                parts = datasets.DatasetDict(splits | {"train": train})
-            model, adapter = build()
+        parts, texts = splits, None
+        if count < len(splits["train"]):
+            train, texts = hide_pairs(splits["train"], count, seed)
+            parts = datasets.DatasetDict(splits | {"train": train})
+        model, adapter = build()
+        if (folder / METRICS_FILE).is_file():
+            # Files of the same name may hold something else by now.
+            check_run(folder, run_key(model, parts, each, adapter, texts))
+        else:
             fit(model, processor, parts, each, adapter, unpaired_texts=texts)
             # The other processes read what the first one writes.
             PartialState().wait_for_everyone()

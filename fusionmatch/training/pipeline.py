@@ -85,7 +85,7 @@ _MAY_CHANGE, _STOPPED = ("seed", "batch_size", "learning_rate"), "stopped"
 _OF_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 
 
-def _run_key(
+def run_key(
     model: FusionMatchModel,
     splits: datasets.DatasetDict,
     args: FusionMatchTrainingArguments,
@@ -134,7 +134,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _check_run(folder: Path, key: dict[str, Any], named: bool) -> dict[str, Any]:
+def check_run(folder: Path, key: dict[str, Any], named: bool = False) -> dict[str, Any]:
     """
     What the run in a folder began with. Raises where it is one of another base, catalogue or kind; and where a guard
     stopped it, unless a checkpoint was `named`: the last one is of weights that were ruined already.
@@ -270,12 +270,12 @@ def fit(
     named = bool(args.resume_from_checkpoint)
     if str(checkpoint).lower() == "true":
         checkpoint, named = last_whole_checkpoint(args.output_dir), False
-    key = _run_key(model, splits, args, peft_config, unpaired_texts)
+    key = run_key(model, splits, args, peft_config, unpaired_texts)
     folder = Path(args.output_dir)
     # Read now: further checkpoints may push this one out (`save_total_limit`).
     steps_before = _steps(checkpoint) if checkpoint else 0
     if checkpoint:
-        key = _check_run(folder, key, named)
+        key = check_run(folder, key, named)
         logger.warning(f"Going on from {checkpoint}.")
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -335,7 +335,7 @@ def fit(
         }
         if isinstance(trainer.train_dataset, PartlyPairedDataset):
             metrics |= {
-                "pseudo_pairs": (trainer.train_dataset.assigned >= 0).sum().item(),
+                "pseudo_pairs": trainer.train_dataset.found,
                 "pseudo_pair_precision": trainer.train_dataset.precision,
             }
         result.before_queries.save(folder / QUERIES_BEFORE_FILE)

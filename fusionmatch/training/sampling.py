@@ -41,6 +41,23 @@ _SCORES = 2**24
 Embed = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
+def spread(order: list[int], pairs: PairDataset, batch_size: int, generator: torch.Generator) -> list[int]:
+    """
+    Deals rows, given in a random order, out to the batches in turn, those of a group and within it of a product one
+    after the other: each batch then gets at most one of them, or as few as can be. What is left over from whole
+    batches comes last. Rows may be there more than once.
+    """
+    count = len(order) // batch_size
+    if count < 2:
+        return order
+    groups = connected_rows(pairs.names_of(row) for row in order)
+    first = {group: position for position, group in reversed(list(enumerate(groups)))}
+    whole = count * batch_size
+    dealt = sorted(range(whole), key=lambda position: (first[groups[position]], pairs.product_of(order[position])))
+    batches = [dealt[batch::count] for batch in torch.randperm(count, generator=generator).tolist()]
+    return [order[position] for batch in batches for position in batch] + order[whole:]
+
+
 class SpreadSampler(Sampler[int]):
     """
     Gives the rows of an epoch in an order in which each run of `batch_size` holds every product at most once, and
@@ -84,7 +101,7 @@ class SpreadSampler(Sampler[int]):
         order = torch.randperm(len(self.pairs), generator=generator).tolist()
         if self.embed is not None:
             return self._beside_neighbours(order, *self.embed())
-        return self._spread(order, generator)
+        return spread(order, self.pairs, self.batch_size, generator)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Epoch and order of the rows, for a checkpoint; empty before the first epoch."""
@@ -93,33 +110,6 @@ class SpreadSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Takes up an order where it was left."""
         self.order = (int(state["epoch"]), state["order"]) if state else None
-
-    def _names(self, row: int) -> set[int]:
-        """The product of a row, and what it shares with others."""
-        shared = self.pairs.shared
-        names = {self.pairs.products[row]}
-        names |= {self.pairs.picture_names[row]} & shared.pictures.keys()
-        return names | (set(self.pairs.text_names[row]) & shared.texts.keys())
-
-    def _spread(self, order: list[int], generator: torch.Generator) -> list[int]:
-        """
-        Deals rows out to the batches in turn, those of a group and within it of a product one after the other: each
-        batch then gets at most one of them, or as few as can be.
-        """
-        count = len(order) // self.batch_size
-        if count < 2:
-            return order
-        groups = connected_rows(self._names(row) for row in range(len(order)))
-        products = self.pairs.products
-        place: dict[int, int] = {}
-        for position, row in enumerate(order):
-            place.setdefault(groups[row], position)
-        # What is left over from whole batches comes last, other rows in each epoch.
-        whole, rest = order[: count * self.batch_size], order[count * self.batch_size :]
-        dealt = sorted(whole, key=lambda row: (place[groups[row]], products[row]))
-        batches = [dealt[first::count] for first in range(count)]
-        shuffled = torch.randperm(count, generator=generator).tolist()
-        return [row for batch in shuffled for row in batches[batch]] + rest
 
     def _beside_neighbours(self, order: list[int], images: torch.Tensor, texts: torch.Tensor) -> list[int]:
         """The order with each row followed by those whose pictures are the nearest to its text, if still free."""
@@ -130,7 +120,7 @@ class SpreadSampler(Sampler[int]):
             scores.masked_fill_(products[rows][:, None] == products[None, :], -torch.inf)
             found.append(scores.topk(min(4 * NEIGHBOURS, scores.shape[1]), dim=1).indices)
         nearest = torch.cat(found).tolist()
-        names = [self._names(row) for row in range(len(order))]
+        names = [self.pairs.names_of(row) for row in range(len(order))]
         free = [True] * len(order)
         result = []
         for row in order:

@@ -223,7 +223,7 @@ class FusionMatchTrainer(PushingTrainer):
                     "`batch_sampler` cannot be hard_negatives with unpaired texts, whose pairs another sampler finds; "
                     "leave it away."
                 )
-            self._teacher = MeanTeacher(self.model, args.teacher_decay)
+            self._teacher = MeanTeacher(self.model, args.teacher_decay, args.pseudo_pair_start)
             self.add_callback(self._teacher)
             self._sampler = PseudoPairSampler(
                 pairs,
@@ -233,6 +233,7 @@ class FusionMatchTrainer(PushingTrainer):
                 args.pseudo_pair_threshold,
                 args.pseudo_pair_share,
                 args.seed,
+                batch if args.batch_sampler == "no_duplicates" else None,
             )
         elif pairs is not None:
             self._sampler = make_sampler(args.batch_sampler, pairs, batch, args.seed, self._embed_rows)
@@ -421,7 +422,7 @@ class FusionMatchTrainer(PushingTrainer):
             logs |= self._loss_log.means()
             if self._teacher is not None:
                 pairs = self.train_dataset
-                logs["pseudo_pairs"] = (pairs.assigned >= 0).sum().item()
+                logs["pseudo_pairs"] = pairs.found
                 logs |= {} if pairs.precision is None else {"pseudo_pair_precision": pairs.precision}
             if self._chance is not None:
                 texts, images, positives = self._last_batch

@@ -19,6 +19,7 @@ Mean teacher (Tarvainen and Valpola, 2017, arXiv 1703.01780) with pseudo-labels 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..catalogue.duplicates import text_key
 from .data import PairDataset, product_id, unpaired_product
 from .distributed import from_main_process
+from .sampling import spread
 
 
 # Similarities at a time, for memory.
@@ -119,12 +121,25 @@ class PartlyPairedDataset(PairDataset):
         return super().all_texts + self.unpaired_texts
 
     @property
+    def found(self) -> int:
+        """Unpaired pictures that a text is assigned to in this epoch."""
+        return int((self.assigned >= 0).sum())
+
+    @property
     def precision(self) -> float | None:
         """Share of the assigned texts that are of the picture's product, `None` where that is not known."""
         rows = (self.assigned >= 0).nonzero().flatten().tolist()
         if not rows or not any(self._truth):
             return None
         return sum(self.products[row] in self._truth[self.assigned[row]] for row in rows) / len(rows)
+
+    def product_of(self, row: int) -> int:
+        """A picture that a text was assigned to is of the known product that has this text, or of one of its own."""
+        if self.texts[row]:
+            return self.products[row]
+        text = int(self.assigned[row])
+        known = None if text < 0 else self._text_products[text]
+        return unpaired_product(row) if known is None else known
 
     def to_embed(self) -> tuple[Sequence[int], Sequence[str], Sequence[int]]:
         """The unpaired pictures and texts."""
@@ -137,11 +152,10 @@ class PartlyPairedDataset(PairDataset):
         text = int(self.assigned[index])
         if text < 0:
             raise IndexError(f"Row {index} is an unpaired picture, and no text was assigned to it.")
-        product = self._text_products[text]
         item = self._picture(index) | {
             "texts": [self.unpaired_texts[text]],
             "text_indices": [self.first_text[-1] + text],
-            "product": unpaired_product(index) if product is None else product,
+            "product": self.product_of(index),
         }
         if self.shared:
             item["text_names"] = [self._unpaired_names[text]]
@@ -160,12 +174,30 @@ class MeanTeacher(TrainerCallback):
         decay (`float`):
             Share of the average that stays at a step, in [0, 1); less in the first steps, so that it does not hang on
             the start.
+        start (`float`, *optional*, defaults to 1.0):
+            Share of the training from which on it is asked, at the beginning of each epoch; 1 for never.
+
+    Raises:
+        `ValueError`: on the beginning of a training none of whose epochs begins from `start` on.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, start: float = 1.0) -> None:
+        self.decay, self.start = decay, start
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._average = {name: p.detach().clone() for name, p in self._trained.items()}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        steps = math.ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
+        last = (state.num_train_epochs - 1) * steps / state.max_steps
+        if last < self.start < 1:
+            raise ValueError(
+                f"Nothing would be learnt from the unpaired pictures and texts: they are looked at when an epoch "
+                f"begins, from {self.start:.0%} of the training on (`pseudo_pair_start`), and the last of the "
+                f"{state.num_train_epochs} epochs begins at {last:.0%}. Raise `num_train_epochs` (or `max_steps`), or "
+                "lower `pseudo_pair_start`."
+            )
 
     @torch.no_grad()
     def on_step_end(
@@ -204,7 +236,7 @@ class MeanTeacher(TrainerCallback):
 class PseudoPairSampler(Sampler[int]):
     """
     Rows of an epoch, as many as there are pictures: the pairs that are known, over and over, and from some point of
-    the training on the pseudo-pairs that the teacher is sure of.
+    the training on the pseudo-pairs that the teacher is sure of, which is asked when an epoch begins.
 
     The order is the same in all processes, and a checkpoint keeps it with what was assigned.
 
@@ -223,6 +255,9 @@ class PseudoPairSampler(Sampler[int]):
             Largest share of an epoch that is pseudo-pairs.
         seed (`int`, *optional*, defaults to 0):
             Another seed gives other orders.
+        batch_size (`int`, *optional*):
+            Spreads each product over the batches of so many rows ([`~fusionmatch.training.sampling.spread`]); at
+            random without.
     """
 
     def __init__(
@@ -234,9 +269,11 @@ class PseudoPairSampler(Sampler[int]):
         threshold: float,
         share: float,
         seed: int = 0,
+        batch_size: int | None = None,
     ) -> None:
         self.pairs, self.teach, self.progress = pairs, teach, progress
         self.start, self.threshold, self.share, self.seed = start, threshold, share, seed
+        self.batch_size = batch_size
         self.order: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
@@ -247,10 +284,10 @@ class PseudoPairSampler(Sampler[int]):
         if self.order is None or self.order[0] != self.pairs.epoch:
             order, assigned = from_main_process(self._new_order)
             self.pairs.assigned.copy_(assigned)
-            self.order = self.pairs.epoch, order
+            self.order = self.pairs.epoch, torch.tensor(order)
         return iter(self.order[1].tolist())
 
-    def _new_order(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _new_order(self) -> tuple[list[int], torch.Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 20) + self.pairs.epoch)
         assigned = torch.full_like(self.pairs.assigned, -1)
         if self.progress() >= self.start:
@@ -263,10 +300,14 @@ class PseudoPairSampler(Sampler[int]):
         rest = len(self) - len(pseudo)
         # Each known pair as often as any other, and far from itself.
         repeated = [known[torch.randperm(len(known), generator=generator)] for _ in range(-(-rest // len(known)))]
-        known = torch.cat(repeated)[:rest]
+        both = torch.cat([torch.cat(repeated)[:rest], pseudo])
+        if self.batch_size is not None:
+            self.pairs.assigned.copy_(assigned)  # it says which products these are
+            mixed = both[torch.randperm(len(both), generator=generator)].tolist()
+            return spread(mixed, self.pairs, self.batch_size, generator), assigned
         # Both are spread over the whole epoch.
-        place = torch.cat([(torch.arange(len(part)) + 0.5) / max(1, len(part)) for part in (known, pseudo)])
-        return torch.cat([known, pseudo])[place.argsort(stable=True)], assigned
+        place = torch.cat([(torch.arange(count) + 0.5) / max(1, count) for count in (rest, len(pseudo))])
+        return both[place.argsort(stable=True)].tolist(), assigned
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Epoch, order and assigned texts, for a checkpoint; empty before the first epoch."""

@@ -102,11 +102,14 @@ def test_a_catalogue_that_was_read_takes_a_folder(draw, tmp_path):
     assert len(add_unpaired_images(train, tmp_path / "new")) == len(train) + 1
 
 
-def test_texts_of_a_file(tmp_path):
+def test_texts_of_a_file(tmp_path, caplog):
     path = tmp_path / "texts.txt"
     path.write_text("\ufeffa red shoe\n\n a blue hat \nA red shoe!\n", encoding="utf-8")
     texts = read_unpaired_texts(path)
     assert len(texts["text"]) == 2 and "a blue hat" in list(texts["text"])
+    held_out = [datasets.Dataset.from_dict({"texts": [["other"], ["A RED shoe", "more"]]})]
+    assert list(read_unpaired_texts(path, held_out)["text"]) == ["a blue hat"]
+    assert "1 unpaired texts are held out" in caplog.text
     path.write_text("\n \n")
     with pytest.raises(ValueError, match="holds no text"):
         read_unpaired_texts(path)

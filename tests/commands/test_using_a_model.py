@@ -19,10 +19,13 @@ import shutil
 
 import pyarrow
 import pytest
+import torch
 
+from fusionmatch.catalogue import load_catalogue
 from fusionmatch.commands import main
 from fusionmatch.evaluation.queries import QueryResults
-from fusionmatch.loading import load_pretrained
+from fusionmatch.evaluation.retrieval import evaluate_retrieval
+from fusionmatch.loading import base_state_dict, load_pretrained
 
 from .conftest import fails
 
@@ -173,11 +176,26 @@ def test_forgetting_measures_strengths_and_writes_the_recommended_one(adapter, s
     assert main([*command, "--output_dir", str(tmp_path / "half")]) == 0
     shown = capsys.readouterr().out
     assert "recommended" in shown and "On the test split" in shown
+    assert "General corpus: " in shown and "quarantined." in shown
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     content = json.loads((tmp_path / "half" / "forgetting.json").read_text())
     assert [point["scale"] for point in content["points"]] == [0, 0.5, 1]
-    model, _ = load_pretrained(tmp_path / "half")
+    model, processor = load_pretrained(tmp_path / "half")
     assert type(model).__name__ == "FusionMatchModel"
+    adapted = load_pretrained(adapter)[0]
+    base = {name: tensor.clone() for name, tensor in base_state_dict(adapted).items()}
+    whole, scale = adapted.merge_and_unload().state_dict(), content["recommended"]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(
+            tensor, torch.lerp(base[name], whole[name], scale) if tensor.is_floating_point() else tensor
+        )
+    tested = evaluate_retrieval(model, processor, load_catalogue(shop)["test"], disable_tqdm=True)["rsum"]
+    assert content["test"][str(scale)] == pytest.approx(tested)
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert f"the weights {scale:g} of the way" in card and "recommended" in card
+    (tmp_path / "odd.csv").write_text("bild,legende\na.png,a red shoe\n")
+    odd = [str(tmp_path / "odd.csv") if word == str(shop) else word for word in command[5:]]
+    fails(capsys, [*command[:5], *odd], "The general corpus", "odd.csv", "rename them to `image`")
     # A checkpoint does not know what it was adapted from.
     command[2] = str(tmp_path / "half")
     fails(capsys, command, "--base")

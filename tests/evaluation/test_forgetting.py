@@ -13,12 +13,14 @@
 # limitations under the License.
 """Strengths of an adaptation."""
 
+import pyarrow
 import pytest
 import torch
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from fusionmatch.evaluation.forgetting import Point, interpolated, recommend, sweep
+from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.loading import base_state_dict
 from fusionmatch.training import lora_config
 
@@ -79,8 +81,26 @@ def test_a_sweep_measures_each_strength():
     model = torch.nn.Linear(1, 1, bias=False)
     base = {"weight": torch.tensor([[1.0]])}
     model.load_state_dict({"weight": torch.tensor([[3.0]])})
-    points = sweep(model, base, lambda m: m.weight.item(), lambda m: -m.weight.item(), [0.0, 0.5, 1.0])
-    assert points == [Point(0.0, 1.0, -1.0), Point(0.5, 2.0, -2.0), Point(1.0, 3.0, -3.0)]
+
+    def run(hits):
+        """Eight queries each way, so many of which find their product first, the others at place 20."""
+        ranks = [[1 if i < hits else 20 for i in range(8)]] * 2
+        names = [str(i) for i in range(8)]
+        columns = {"direction": ["i2t"] * 8 + ["t2i"] * 8, "query": names * 2, "product": names * 2}
+        return QueryResults(pyarrow.table(columns | {"rank": ranks[0] + ranks[1]}))
+
+    def rsum(hits):
+        return 6 * 100 * hits / 8
+
+    points = sweep(model, base, lambda m: run(m.weight.item()), lambda m: run(8 - m.weight.item()), [0.5, 0.0, 1.0])
+    assert [point.scale for point in points] == [0.5, 0.0, 1.0]
+    for point, hits in zip(points, (2, 1, 3), strict=True):
+        assert point.catalogue == pytest.approx(rsum(hits)) and point.general == pytest.approx(rsum(8 - hits))
+        for change in (point.gain, point.forgotten):
+            assert change.value == pytest.approx(rsum(hits - 1))
+            assert (change.low < change.value < change.high) == (hits > 1)
+    (alone,) = sweep(model, base, lambda m: run(1), lambda m: run(1), [1.0])
+    assert alone.gain is None and alone.forgotten is None
 
 
 def test_the_recommended_strength_keeps_the_gain_and_forgets_least():

@@ -17,6 +17,7 @@ import csv
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fusionmatch.commands import main
 from fusionmatch.training import learning_curve as module
@@ -58,7 +59,11 @@ def test_the_curve_is_measured_and_goes_on(run, splits, capsys, monkeypatch):
     assert float(points[1]["alone"]) == pytest.approx(sum(after) / 2, abs=0.01)
     gain = float(points[1]["unpaired"]) - float(points[1]["alone"])
     assert float(points[1]["difference"]) == pytest.approx(gain, abs=0.02)
-    assert float(points[1]["pseudo_pairs"]) > 0 and 0 <= float(points[1]["precision"]) <= 1
+    found = [json.loads((folder / f"12-unpaired-seed-{s}" / "metrics.json").read_text()) for s in (0, 1)]
+    pairs = [each["pseudo_pairs"] for each in found]
+    assert float(points[1]["pseudo_pairs"]) == sum(pairs) / 2 > 0
+    right = sum(count * each["pseudo_pair_precision"] for count, each in zip(pairs, found, strict=True))
+    assert float(points[1]["precision"]) == pytest.approx(right / sum(pairs))
     assert (folder / "learning_curve.png").stat().st_size > 10_000
     assert not list(folder.glob("*/checkpoint-*"))
 
@@ -82,6 +87,19 @@ def test_other_settings_in_the_same_folder_are_refused(run, capsys):
     assert run("--labels", "12")[0] == 0
     assert run("--labels", "12", "--learning_rate", "0.5")[0] == 1
     assert "measured with another `learning_rate` (0.001, now 0.5)" in capsys.readouterr().err
+
+
+def test_another_base_of_the_same_name_is_refused(run, capsys):
+    _, folder, points = run("--labels", "12")
+    weights = folder.parent / "base" / "model.safetensors"
+    kept, state = weights.read_bytes(), load_file(weights)
+    save_file(state | {"vision_head.fc1.bias": state["vision_head.fc1.bias"] + 1}, weights, {"format": "pt"})
+    try:
+        code, _, again = run("--labels", "12")
+    finally:
+        weights.write_bytes(kept)
+    assert (code, again) == (1, points)
+    assert f"The run in {folder / '12-labels-seed-0'} is another one: its base is" in capsys.readouterr().err
 
 
 def test_a_folder_of_an_earlier_version_is_gone_on_with(run, tmp_path):

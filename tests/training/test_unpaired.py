@@ -98,9 +98,9 @@ def partly(labelled=3, apart=5, texts=("x", "y", "z")):
     return PartlyPairedDataset(dataset, datasets.Dataset.from_dict(found))
 
 
-def sampler_of(pairs, confidence, start=0.5, threshold=0.5, share=0.5, progress=lambda: 1.0):
+def sampler_of(pairs, confidence, start=0.5, threshold=0.5, share=0.5, progress=lambda: 1.0, batch_size=None):
     found = torch.tensor([3, 4, 5]), torch.tensor([0, 1, 0]), torch.tensor(confidence)
-    return PseudoPairSampler(pairs, lambda: found, progress, start, threshold, share)
+    return PseudoPairSampler(pairs, lambda: found, progress, start, threshold, share, batch_size=batch_size)
 
 
 def test_what_the_teacher_is_sure_of_is_in_the_epoch():
@@ -138,6 +138,25 @@ def test_no_more_pseudo_pairs_than_their_share(epoch, share):
     pairs.set_epoch(epoch)
     order = list(sampler_of(pairs, [1.0, 1.0, 1.0], share=share))
     assert len(order) == 8 and sum(row >= 3 for row in order) == min(3, int(8 * share))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.integers(3, 9), st.integers(0, 40), st.integers(2, 8))
+def test_each_product_is_spread_over_the_batches(epoch, labelled, apart, batch_size):
+    pairs = partly(labelled, max(3, apart), texts=("Text 1!", "y", "z"))
+    pairs.set_epoch(epoch)
+    found = torch.arange(labelled, labelled + 3), torch.arange(3), torch.ones(3)
+    samplers = [
+        PseudoPairSampler(pairs, lambda: found, lambda: 1.0, 0.5, 0.5, 1.0, batch_size=b) for b in (None, batch_size)
+    ]
+    at_random, order = (list(each) for each in samplers)
+    assert sorted(order) == sorted(at_random)
+    products = [pairs[row]["product"] for row in order]
+    assert products[order.index(labelled)] == pairs[1]["product"]  # the same text
+    whole = len(order) // batch_size
+    for first in range(0, whole * batch_size, batch_size) if whole > 1 else ():
+        batch = products[first : first + batch_size]
+        assert all(batch.count(product) <= -(-products.count(product) // whole) for product in batch)
 
 
 def test_a_text_that_a_known_product_has_is_of_that_product():
@@ -203,7 +222,18 @@ def test_the_log_says_how_many_pairs_were_found_and_are_right(model, splits, pro
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "pseudo_pairs" in entry]
     assert history[0]["pseudo_pairs"] == 0 and "pseudo_pair_precision" not in history[0]
-    assert history[-1]["pseudo_pairs"] > 0 and 0 <= history[-1]["pseudo_pair_precision"] <= 1
+    pairs = trainer.train_dataset
+    assert history[-1]["pseudo_pairs"] == (pairs.assigned >= 0).sum() > 0
+    assert history[-1]["pseudo_pair_precision"] == pytest.approx(pairs.precision)
+
+
+def test_a_training_in_which_the_teacher_would_never_be_asked_is_refused(model, splits, processor, tmp_path):
+    options = {"num_train_epochs": 2, "eval_strategy": "no", "save_strategy": "no"}
+    with pytest.raises(ValueError, match=r"from 60% of the training on .* the last of the 2 epochs begins at 50%"):
+        start(model, splits, processor, tmp_path, pseudo_pair_start=0.6, **options).train()
+    trainer = start(model, splits, processor, tmp_path, pseudo_pair_start=0.5, **options)
+    trainer.train()
+    assert (trainer.train_dataset.assigned >= 0).any()
 
 
 def test_stopped_within_an_epoch_it_goes_on_exactly(model, splits, processor, tmp_path):
@@ -282,8 +312,10 @@ def test_the_command_takes_a_folder_and_a_file(command, splits, shop, tmp_path, 
         Image.new("RGB", (48, 48), (80 * number, 9, 9)).save(tmp_path / "new" / f"{number}.png")
     (tmp_path / "texts.txt").write_text("a red thing\na black thing\n")
     unpaired = ["--unpaired_images", str(tmp_path / "new"), "--unpaired_texts", str(tmp_path / "texts.txt")]
-    assert main([*command, *unpaired]) == 0
-    assert "3 pictures without texts; 2 texts without pictures" in capsys.readouterr().out
+    assert main([*command, *unpaired, "--pseudo_pair_threshold", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 pictures without texts; 2 texts without pictures" in shown
+    assert "Texts found for 0 of 3 pictures in the last epoch: of none was the teacher sure enough (1)." in shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["labelled_pictures"] == len(splits["train"])
 
