@@ -22,6 +22,7 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub.constants import REPOCARD_NAME
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -35,7 +36,7 @@ from ..hub.model_card import public_name, write_model_card
 from ..report import Record, write_report
 from ..report.record import FINDINGS_FILE, QUARANTINE_FILE
 from ..training import FusionMatchTrainingArguments, describe_trainable
-from ..training.pipeline import FitResult, check_output_dir, fit
+from ..training.pipeline import METRICS_FILE, FitResult, check_output_dir, fit
 from ..training.unpaired import PartlyPairedDataset
 from .arguments import DataArguments, FitDataArguments, ModelArguments
 from .models import load_base
@@ -76,6 +77,8 @@ def fit_and_report(
     main_process = args.process_index == 0
     check_output_dir(args.output_dir)
     output_dir = Path(args.output_dir)
+    if main_process:
+        _measure_again_without_report(output_dir)
     # Pictures by URL are downloaded once; the other processes find them on the disk.
     with args.main_process_first(desc="the catalogue") if data_args.download_images else nullcontext():
         intake = data_args.read()
@@ -156,6 +159,13 @@ def fit_and_report(
     )
     if args.push_to_hub:
         _push(result, output_dir)
+
+
+def _measure_again_without_report(folder: Path) -> None:
+    """A run that was killed between its metrics and its card, the last that is written, is not at its end."""
+    metrics, card = folder / METRICS_FILE, folder / REPOCARD_NAME
+    if metrics.is_file() and not (card.is_file() and card.stat().st_mtime >= metrics.stat().st_mtime):
+        metrics.unlink()
 
 
 def _device_name(device: torch.device) -> str:

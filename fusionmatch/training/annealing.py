@@ -66,12 +66,19 @@ def annealing_factor(
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def take_rates_from(scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+def take_rates_from(scheduler: torch.optim.lr_scheduler.LambdaLR, peaks: list[float]) -> None:
     """
     Sets an optimizer's rates to those of its schedule. A resumed optimizer brings the rate that the next step had in
-    the run before; where this run is longer, so is its schedule, and the step has another one.
+    the run before; where this run is longer or has other rates, the step has another one.
+
+    Args:
+        scheduler (`torch.optim.lr_scheduler.LambdaLR`):
+            The schedule, as it was loaded.
+        peaks (`list[float]`):
+            The rate of each group of parameters that the schedule gives shares of.
     """
+    scheduler.base_lrs = list(peaks)
     groups = scheduler.optimizer.param_groups
-    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = base * factor(scheduler.last_epoch)
+    for group, peak, factor in zip(groups, peaks, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = peak, peak * factor(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in groups]

@@ -188,13 +188,14 @@ class LossLog(TrainerCallback):
         means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         return {name if name.startswith("weight_") else f"loss_{name}": mean for name, mean in means.items()}
 
-    def _write(self, *_: Any, **__: Any) -> None:
+    def write(self, *_: Any, **__: Any) -> None:
+        """Writes what was added since; before a checkpoint is, which the training may be gone on with from."""
         rows, self._rows = self._rows, []
         if self.path is not None and rows:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    on_log = on_save = on_train_end = _write
+    on_log = on_train_end = write
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -13,8 +13,11 @@
 # limitations under the License.
 """Checkpoints of a training: which of them are whole, and whether there is room for more."""
 
+import itertools
 import json
+import math
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,8 @@ logger = logging.get_logger(__name__)
 
 # Trainer writes it last of all.
 STATE_FILE = "trainer_state.json"
+# Begins the name of what was a checkpoint of a training that was left.
+ASIDE = "left"
 # Beside what is counted: logs, the report, pictures in it.
 SPARE_BYTES = 50 * 2**20
 
@@ -41,22 +46,47 @@ def what_is_broken(checkpoint: str | Path) -> str | None:
             # Opening compares the size with the header: a file that was cut short is noticed.
             with safe_open(path, "pt"):
                 pass
-    except (FileNotFoundError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
+    # What torch writes is a zip file, whose directory is at its end.
+    short = [path.name for path in sorted(checkpoint.glob("*.pt*")) if not zipfile.is_zipfile(path)]
+    if short:
+        return f"{', '.join(short)} was cut short"
+    folders = [path.name for path in checkpoint.iterdir() if path.is_dir()]
+    if not folders and (checkpoint / "scheduler.pt").exists() and not any(checkpoint.glob("optimizer.*")):
+        return "the state of the optimizer is missing"
     # Weights in one file or several; folders are those of FSDP and DeepSpeed.
-    names = [path.name for path in checkpoint.iterdir() if path.is_dir() or path.suffix in (".safetensors", ".bin")]
+    names = [*folders, *(path.name for path in checkpoint.iterdir() if path.suffix in (".safetensors", ".bin"))]
     weights = ("model", "adapter_model", "pytorch_model", "global_step")
     return None if any(name.startswith(weights) for name in names) else "it holds no weights"
 
 
+def _steps(folder: str | Path) -> list[tuple[int, Path]]:
+    """Steps and folders of all checkpoints in an output folder, whole or not."""
+    paths = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    numbers = [path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in paths]
+    return sorted((int(number), path) for number, path in zip(numbers, paths, strict=True) if number.isdigit())
+
+
+def set_aside_later(checkpoint: str | Path) -> None:
+    """
+    Renames the checkpoints of later steps beside one that a training goes back to: they are those of another training,
+    which would be taken for the newest.
+    """
+    folder = Path(checkpoint).resolve().parent
+    own = next((step for step, path in _steps(folder) if path.resolve() == Path(checkpoint).resolve()), math.inf)
+    for step, path in _steps(folder):
+        if step > own:
+            aside = next(
+                place for i in itertools.count() if not (place := folder / f"{ASIDE}{i or ''}-{path.name}").exists()
+            )
+            path.rename(aside)
+            logger.warning(f"{path.name} is of a training that is not gone on with: it is {aside} now. Remove it.")
+
+
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint in an output folder that is whole; those that are not are named in a warning."""
-    found = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if path.is_dir() and step.isdigit():
-            found.append((int(step), path))
-    for _, path in sorted(found, reverse=True):
+    for _, path in reversed(_steps(folder)):
         reason = what_is_broken(path)
         if reason is None:
             return str(path)

@@ -56,8 +56,8 @@ def uniformity(embeds: torch.Tensor, most: int = 512) -> float:
 
 class TrainingGuard:
     r"""
-    Watches the main contrastive loss, the scale and the embeddings of a batch of each optimizer step, all processes
-    together.
+    Watches the main component of the loss, the scale and the embeddings of a batch of each optimizer step, all
+    processes together. Where no embeddings are trained (`matching` alone) the first two causes are looked for.
 
     | cause | what shows it |
     |---|---|
@@ -95,11 +95,11 @@ class TrainingGuard:
     def check(
         self,
         loss: float,
-        chance: float,
+        chance: float | None,
         scale: float,
         max_scale: float,
-        texts: torch.Tensor,
-        images: torch.Tensor,
+        texts: torch.Tensor | None,
+        images: torch.Tensor | None,
         learning_rate: float,
         growth: float,
         step: int,
@@ -109,11 +109,12 @@ class TrainingGuard:
 
         Args:
             loss, chance (`float`):
-                The main contrastive loss, and what it would be if all similarities were equal.
+                The main component of the loss, and what it would be if all similarities were equal, where that is
+                known.
             scale, max_scale (`float`):
                 Scale of the similarity without its ceiling, and the ceiling (`inf` for none).
             texts, images (`torch.Tensor` of shape `(items, projection_dim)`):
-                Embeddings, unit length.
+                Embeddings, unit length; `None` where the loss does not train them.
             learning_rate (`float`):
                 Rate of this step.
             growth (`float`):
@@ -129,8 +130,9 @@ class TrainingGuard:
         if len(self._first) < self.patience:
             self._first.append(loss)
         # The first loss alone: with a rate far too high the second is already beyond.
-        level = max(chance, self._first[0])
-        now = f"at step {step} the loss is {loss:.3g} (chance level {chance:.3g}, first {self._first[0]:.3g})"
+        level = self._first[0] if chance is None else max(chance, self._first[0])
+        by_chance = "" if chance is None else f"chance level {chance:.3g}, "
+        now = f"at step {step} the loss is {loss:.3g} ({by_chance}first {self._first[0]:.3g})"
         if self._lasts("rate", loss > 1.5 * level) or growth > 10:
             raise TrainingStoppedError(
                 f"The learning rate ({learning_rate:.2g} now) is too high: {now}, and the weights have grown "
@@ -141,6 +143,8 @@ class TrainingGuard:
                 f"The scale of the similarity has run away to {scale:.3g} (ceiling {max_scale:.3g}); {now}. Lower "
                 "`--learning_rate`, or start from another `logit_scale_init_value`."
             )
+        if texts is None or images is None:
+            return
         for name, embeds in (("pictures", images), ("texts", texts)):
             rank = effective_rank(embeds) if len(embeds) > 3 else math.inf
             if rank < math.inf:
@@ -153,7 +157,7 @@ class TrainingGuard:
                 )
         if self._steps == self.first_steps:
             first, last = (sum(losses) / len(losses) for losses in (self._first, self._losses))
-            if last > 0.98 * max(first, chance):
+            if last > 0.98 * max(first, chance or 0.0):
                 raise TrainingStoppedError(
                     f"Nothing is learned: {now}, and it was {first:.3g} in the first steps. Check that pictures and "
                     "texts belong together (a shuffled column?) and that something trains (`--learning_rate`, frozen "

@@ -14,6 +14,7 @@
 """What training minimises: named components of the loss, and their weights."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -171,8 +172,13 @@ class MatchingObjective(nn.Module):
         """The component that is watched: the first contrastive one, or the first of all."""
         return next((name for name in self.components if name in _EMBEDS), self.components[0])
 
-    def chance_level(self, model: nn.Module, pairs: BatchPairs, step: int = 0) -> float:
-        """The contrastive loss of a batch with these pairs if all similarities were 0."""
+    def chance_level(self, model: nn.Module, pairs: BatchPairs, step: int = 0) -> float | None:
+        """
+        The main component of a batch with these pairs if all similarities were 0; that of `matching` if each pair were
+        as likely as not to belong together. `concept` has none.
+        """
+        if self.main_component in ("concept", "matching"):
+            return math.log(2) if self.main_component == "matching" else None
         similarities = torch.zeros(pairs.positives.shape, device=pairs.positives.device)
         with torch.no_grad():
             scaled = unwrap_model(model).similarity.scale(similarities)

@@ -29,12 +29,20 @@ from transformers.utils import logging
 from ..evaluation.concepts import ConceptCollector, concept_metrics
 from ..evaluation.queries import QueryResults
 from ..evaluation.retrieval import CatalogueEmbeddings, embed_catalogue
-from ..loading import fingerprint
 from ..modeling_fusionmatch import FusionMatchModel
-from .adapters import describe_trainable
+from ..modeling_fusionmatch_pretrained import BASE_SETTINGS, fingerprint
+from ..repository import FINGERPRINT_FILE
+from .adapters import describe_trainable, unwrap_model
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import LossLog
-from .checkpoints import SPARE_BYTES, check_room, last_whole_checkpoint
+from .checkpoints import (
+    SPARE_BYTES,
+    check_room,
+    last_whole_checkpoint,
+    set_aside_later,
+    what_is_broken,
+    words_for_a_full_disk,
+)
 from .guards import TrainingStoppedError
 from .trainer import FusionMatchTrainer
 from .unpaired import PartlyPairedDataset
@@ -80,7 +88,8 @@ METRICS_FILE = "metrics.json"
 QUERIES_FILE, QUERIES_BEFORE_FILE = "queries.parquet", "queries_before.parquet"
 
 # In the run file, beside what must stay as it is: what may change when a run is gone on with, and why it was stopped.
-_MAY_CHANGE, _STOPPED = ("seed", "batch_size", "learning_rate"), "stopped"
+_SETTINGS = ("texts_per_image", "image_views", "max_text_length", "batch_sampler", "learning_rate", "weight_decay")
+_MAY_CHANGE, _STOPPED = ("seed", "batch_size", "base_settings", *_SETTINGS), "stopped"
 # PEFT fills these in itself, and the base has its fingerprint.
 _OF_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 
@@ -112,12 +121,14 @@ def run_key(
         "catalogue": digest.hexdigest(),
         **parts,
         "loss_components": args.loss_components,
+        "contrastive_loss": args.contrastive_loss,
         "loss_weighting": args.loss_weighting,
         "optim": args.optim,
         "own rate of the towers": args.tower_learning_rate is not None,
         "seed": args.seed,
         "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "learning_rate": args.learning_rate,
+        "base_settings": {name: getattr(unwrap_model(model).config, name) for name in BASE_SETTINGS},
+        **{name: getattr(args, name) for name in _SETTINGS},
     }
     # As it will be read again; PEFT keeps sets, in no order.
     return json.loads(json.dumps(key, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
@@ -149,14 +160,23 @@ def check_run(folder: Path, key: dict[str, Any], named: bool = False) -> dict[st
     begun = key | {name: found[name] for name in key if name in found}
     for name, value in key.items():
         if begun[name] != value and name in _MAY_CHANGE:
-            kept = " The optimizer keeps the one that it has." if name == "learning_rate" else ""
-            logger.warning(f"The run in {folder} began with `{name}` {begun[name]}, now it is {value}.{kept}")
+            logger.warning(f"The run in {folder} began with `{name}` {begun[name]}, now it is {value}.")
         elif begun[name] != value:
             raise ValueError(
                 f"The run in {folder} is another one: its {name} is {begun[name]}, now it is {value}. Name "
                 "another `--output_dir`, or remove that folder."
             )
     return begun
+
+
+def _check_base(checkpoint: str, key: dict[str, Any]) -> None:
+    """An adapter's checkpoint says itself which base it is of; the file of its run may not lie beside it."""
+    base = _read(Path(checkpoint) / FINGERPRINT_FILE).get("fingerprint", key["base"])
+    if base != key["base"]:
+        raise ValueError(
+            f"{checkpoint} is of an adapter of another base: its fingerprint is {base}, that of this one is "
+            f"{key['base']}. Go on with the base that it was made on."
+        )
 
 
 def check_output_dir(output_dir: str | Path) -> str | None:
@@ -174,12 +194,23 @@ def check_output_dir(output_dir: str | Path) -> str | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     checkpoint = last_whole_checkpoint(folder)
-    # Left behind by a run that stopped before its first checkpoint.
-    leftovers = ("feature_cache", "quarantine.jsonl", "findings.jsonl", LossLog.FILE, RUN_FILE)
+    # Left behind by a run that stopped before its first checkpoint; the last two by trackers, with a dot what was
+    # being written.
+    leftovers = (
+        "feature_cache",
+        "quarantine.jsonl",
+        "findings.jsonl",
+        LossLog.FILE,
+        RUN_FILE,
+        "runs",
+        "emissions.csv",
+    )
     others = [
         path.name
         for path in folder.iterdir()
-        if path.name not in leftovers and path.suffix != ".partial" and not path.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if path.name not in leftovers
+        and path.suffix != ".partial"
+        and not path.name.startswith((PREFIX_CHECKPOINT_DIR, "."))
     ]
     if checkpoint is None and others:
         raise ValueError(
@@ -272,15 +303,22 @@ def fit(
         checkpoint, named = last_whole_checkpoint(args.output_dir), False
     key = run_key(model, splits, args, peft_config, unpaired_texts)
     folder = Path(args.output_dir)
-    # Read now: further checkpoints may push this one out (`save_total_limit`).
-    steps_before = _steps(checkpoint) if checkpoint else 0
     if checkpoint:
-        key = check_run(folder, key, named)
+        broken = what_is_broken(checkpoint) if named else None
+        if broken is not None:
+            raise ValueError(f"{checkpoint} is no whole checkpoint to go on from: {broken}. Name another one.")
+        # The checkpoint says which training it is of, wherever this one is written to.
+        key = check_run(Path(checkpoint).parent, key, named)
+        _check_base(checkpoint, key)
         logger.warning(f"Going on from {checkpoint}.")
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
+        if named and Path(checkpoint).resolve().parent == folder.resolve():
+            set_aside_later(checkpoint)
         write_json(folder / RUN_FILE, key)
 
+    # Read now: further checkpoints may push this one out (`save_total_limit`).
+    steps_before = _steps(checkpoint) if checkpoint else 0
     start = time.perf_counter()
     trainer = FusionMatchTrainer(
         model,
@@ -300,7 +338,8 @@ def fit(
     start = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except TrainingStoppedError as error:
+        trainer.check_finite()
+    except (TrainingStoppedError, FloatingPointError) as error:
         if args.should_save:
             write_json(folder / RUN_FILE, key | {_STOPPED: str(error)})
         raise
@@ -318,13 +357,21 @@ def fit(
     trainable = describe_trainable(trainer.model)
     result = FitResult(before, after, *embeddings, *queries, trainable, seconds, trainer)
     # Not pushed yet, whatever `push_to_hub` says: there are no metrics beside it, nor a card.
+    with words_for_a_full_disk(folder, "the result"):
+        _save(trainer, splits, result)
+    return result
+
+
+def _save(trainer: FusionMatchTrainer, splits: datasets.DatasetDict, result: FitResult) -> None:
+    """The trained model or adapter, what was found for each query, and the metrics."""
+    args, folder = trainer.args, Path(trainer.args.output_dir)
     trainer.save_model(_internal_call=True)
     if args.should_save:
         best = trainer.state.best_model_checkpoint
         metrics = {
-            "before": before,
-            "after": after,
-            "training_seconds": seconds,
+            "before": result.before,
+            "after": result.after,
+            "training_seconds": result.seconds,
             "steps": trainer.state.global_step,
             "best_checkpoint": best and Path(best).name,
             "trainable_parameters": result.trainable[-1][1],
@@ -342,7 +389,6 @@ def fit(
         result.after_queries.save(folder / QUERIES_FILE)
         # Last: it says that the run is whole.
         write_json(folder / METRICS_FILE, metrics)
-    return result
 
 
 def _steps(checkpoint: str) -> int:

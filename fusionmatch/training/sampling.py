@@ -50,12 +50,13 @@ def spread(order: list[int], pairs: PairDataset, batch_size: int, generator: tor
     count = len(order) // batch_size
     if count < 2:
         return order
-    groups = connected_rows(pairs.names_of(row) for row in order)
-    first = {group: position for position, group in reversed(list(enumerate(groups)))}
+    groups, products = connected_rows(pairs.names_of(row) for row in order), [pairs.product_of(row) for row in order]
+    # By where they come first: groups, and products within a group of many, are in another order in each epoch.
+    group_at, product_at = ({name: i for i, name in reversed(list(enumerate(names)))} for names in (groups, products))
     whole = count * batch_size
-    dealt = sorted(range(whole), key=lambda position: (first[groups[position]], pairs.product_of(order[position])))
+    dealt = sorted(range(whole), key=lambda i: (group_at[groups[i]], product_at[products[i]]))
     batches = [dealt[batch::count] for batch in torch.randperm(count, generator=generator).tolist()]
-    return [order[position] for batch in batches for position in batch] + order[whole:]
+    return [order[i] for batch in batches for i in batch] + order[whole:]
 
 
 class SpreadSampler(Sampler[int]):

@@ -27,7 +27,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ProgressCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from ..evaluation.inputs import count_truncated, prepare_image, text_limit
@@ -38,7 +38,7 @@ from .adapters import model_parts, peft_base, set_tower_rate, trains, unwrap_mod
 from .annealing import annealing_factor, take_rates_from
 from .arguments import FusionMatchTrainingArguments
 from .callbacks import Clock, DataWait, EpochCallback, LossLog, RetrievalProgressCallback
-from .checkpoints import words_for_a_full_disk
+from .checkpoints import STATE_FILE, words_for_a_full_disk
 from .data import FusionMatchCollator, PairDataset, check_columns
 from .distributed import gather_with_grad, mean_value
 from .features import TowerFeatureCache
@@ -341,8 +341,7 @@ class FusionMatchTrainer(PushingTrainer):
             loss, weights = self.objective.weighting(losses)
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{error} That was at step {self.state.global_step + 1}. Checkpoints written before are intact. Lower "
-                f"the learning rate (now {self.args.learning_rate}), or look for broken pictures in the data."
+                f"{error} That was at step {self.state.global_step + 1}. {self._after_nan()}"
             ) from error
         if model.training:
             self._loss_log.add(self.state.global_step, losses, weights)
@@ -376,11 +375,10 @@ class FusionMatchTrainer(PushingTrainer):
         pairs: BatchPairs,
     ) -> None:
         """Chance level for the log; and the guard, which sees the same on all processes, so that all of them stop."""
-        name = self.objective.main_component
-        if name in ("concept", "matching"):  # their chance level is another one than that of the similarities
-            return
-        texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
-        self._last_batch = texts, images, pairs.positives
+        name, texts, images = self.objective.main_component, None, None
+        if name not in ("concept", "matching"):
+            texts, images = gather_with_grad(outputs.text_embeds), gather_with_grad(outputs.image_embeds)
+            self._last_batch = texts, images, pairs.positives
         self._chance = self.objective.chance_level(model, pairs, self.state.global_step)
         # The mean of hinges in the warm-up lies below the largest ones after it: no start to compare with.
         warms_up = self.args.contrastive_loss == "triplet" and self.state.global_step < self.args.triplet_warmup_steps
@@ -425,9 +423,10 @@ class FusionMatchTrainer(PushingTrainer):
                 logs["pseudo_pairs"] = pairs.found
                 logs |= {} if pairs.precision is None else {"pseudo_pair_precision": pairs.precision}
             if self._chance is not None:
+                logs[f"chance_{self.objective.main_component}"] = self._chance
+            if self._last_batch is not None:
                 texts, images, positives = self._last_batch
                 logs |= {
-                    f"chance_{self.objective.main_component}": self._chance,
                     "alignment": alignment(texts, images, positives),
                     "uniformity_texts": uniformity(texts),
                     "uniformity_images": uniformity(images),
@@ -506,6 +505,7 @@ class FusionMatchTrainer(PushingTrainer):
                 save_file(part.state_dict(), Path(output_dir) / name)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        rates = getattr(self.lr_scheduler, "base_lrs", None)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -513,7 +513,7 @@ class FusionMatchTrainer(PushingTrainer):
             if (Path(checkpoint) / name).is_file():
                 part.load_state_dict(load_file(Path(checkpoint) / name))
         if isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
-            take_rates_from(self.lr_scheduler)
+            take_rates_from(self.lr_scheduler, rates)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._reload(resume_from_checkpoint):
@@ -538,8 +538,38 @@ class FusionMatchTrainer(PushingTrainer):
         return whole
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_finite()
         with words_for_a_full_disk(self.args.output_dir):
+            self._loss_log.write()
+            if self.args.should_save:
+                # One of an earlier training in the same folder is no whole one from now on.
+                folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                (folder / STATE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(*args, **kwargs)
+
+    def check_finite(self) -> None:
+        """
+        Looks at the trained weights before they are saved.
+
+        Raises:
+            `FloatingPointError`: some are not finite.
+        """
+        broken = [
+            name
+            for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters()
+            if parameter.requires_grad and not parameter.isfinite().all()
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"After step {self.state.global_step} weights are not finite ({', '.join(broken[:3])}); they are not "
+                f"saved. {self._after_nan()}"
+            )
+
+    def _after_nan(self) -> str:
+        return (
+            "Checkpoints written before are intact. Lower the learning rate (now "
+            f"{self.args.learning_rate}), or look for broken pictures in the data."
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -24,16 +24,18 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fusionmatch import FusionMatchModel
-from fusionmatch.commands import main
+from fusionmatch import FusionMatchModel, FusionMatchTrainer
+from fusionmatch.commands import fitting, main
 from fusionmatch.training import checkpoints, freeze_towers, lora_config, pipeline
 from fusionmatch.training.callbacks import LossLog
 from fusionmatch.training.checkpoints import STATE_FILE, last_whole_checkpoint, what_is_broken
 from fusionmatch.training.guards import TrainingGuard, TrainingStoppedError
 
-from ..core.tiny import tiny_model, tiny_processor
+from ..core.tiny import perturb, tiny_model, tiny_processor
 from .test_trainer import arguments, make_trainer
 
 
@@ -102,7 +104,10 @@ def test_killed_in_the_middle_of_a_checkpoint(options, tmp_path, caplog):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("harm", ["no state", "half a state", "weights cut short", "no weights"])
+HARMS = ["no state", "half a state", "weights cut short", "no weights", "optimizer cut short", "no optimizer"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_the_last_whole_checkpoint_is_found(harm, model, splits, processor, tmp_path, caplog):
     make_trainer(model, splits, processor, tmp_path, num_train_epochs=3, save_total_limit=None).train()
     first, second, last = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -114,6 +119,10 @@ def test_the_last_whole_checkpoint_is_found(harm, model, splits, processor, tmp_
         state.write_text(state.read_text()[:200])
     elif harm == "weights cut short":
         weights.write_bytes(weights.read_bytes()[:-100])
+    elif harm == "optimizer cut short":
+        (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-100])
+    elif harm == "no optimizer":
+        (last / "optimizer.pt").unlink()
     else:
         (last / "loss_weighting.safetensors").write_bytes(weights.read_bytes())
         weights.unlink()
@@ -214,9 +223,119 @@ def test_a_run_that_a_guard_stopped_is_not_gone_on_with(start, tmp_path, monkeyp
     for resume in (None, "True"):
         with pytest.raises(ValueError, match=r"was stopped.*Try a tenth of it\. Name another `--output_dir`"):
             start(max_steps=9, resume_from_checkpoint=resume)
-    # One that was named is the user's own choice, and what follows is a run like any other.
-    start(max_steps=2, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    # One that was named is the user's own choice, and what follows is a run like any other: also where it is killed
+    # before its first checkpoint, it does not go on from those of the training that was stopped.
+    named = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-1"), "learning_rate": 1e-3}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FusionMatchTrainer, "_save_checkpoint", interrupt)
+        start(max_steps=2, **named)
+    assert (tmp_path / "run" / "left-checkpoint-2" / "model.safetensors").is_file()
+    assert last_whole_checkpoint(tmp_path / "run") == named["resume_from_checkpoint"]
+    start(max_steps=2, learning_rate=1e-3)
+    # The rate is the new one.
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / STATE_FILE).read_text())
+    rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "loss" in entry}
+    assert rates[1] > 1e-3 >= rates[2]
     start(max_steps=3)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_weights_that_are_not_finite_are_not_saved(start, tmp_path, monkeypatch):
+    """The gradient of a finite loss is not: the loss of the next step would say so, after the checkpoint."""
+    clip = FusionMatchTrainer._clip_grad_norm
+
+    def broken(trainer, model):
+        if trainer.state.global_step == 1:
+            next(p for p in model.parameters() if p.requires_grad).grad.fill_(torch.nan)
+        return torch.zeros(())
+
+    monkeypatch.setattr(FusionMatchTrainer, "_clip_grad_norm", broken)
+    with pytest.raises(FloatingPointError, match=r"After step 2 weights are not finite .*; they are not saved"):
+        start(max_steps=4)
+    assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-1")
+    monkeypatch.setattr(FusionMatchTrainer, "_clip_grad_norm", clip)
+    with pytest.raises(ValueError, match=r"was stopped.* weights are not finite"):
+        start(max_steps=4)
+    start(max_steps=2, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_a_checkpoint_that_is_written_over_another_is_not_whole_before_its_end(start, tmp_path, monkeypatch):
+    start(max_steps=2)
+    shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "kept")
+    named = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-1")}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FusionMatchTrainer, "_save_rng_state", interrupt)
+        # Written there by another process meanwhile.
+        patched.setattr(pipeline, "set_aside_later", lambda _: None)
+        start(max_steps=2, **named)
+    assert what_is_broken(tmp_path / "kept") is None
+    assert STATE_FILE in what_is_broken(tmp_path / "run" / "checkpoint-2")
+
+
+def test_losses_are_written_before_the_checkpoint_that_is_gone_on_from(start, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("transformers.trainer.rotate_checkpoints", interrupt)
+        start(max_steps=4, save_steps=2, logging_steps=50)
+    start(max_steps=4, save_steps=2, logging_steps=50)
+    lines = (tmp_path / "run" / LossLog.FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_of_an_adapter_on_another_base_is_refused_wherever_it_is_gone_on_with(start, tmp_path):
+    start({"r": 2})
+    shutil.copytree(tmp_path / "run" / "checkpoint-1", tmp_path / "alone" / "checkpoint-1")
+    perturb(model := tiny_model(gate_init_value=0.0), 7)
+    model.save_pretrained(tmp_path / "base")
+    for folder, words in (("run", "its base is"), ("alone", "is of an adapter of another base: its fingerprint is")):
+        shutil.copytree(tmp_path / folder, tmp_path / f"{folder}-kept")
+        named = str(tmp_path / f"{folder}-kept" / "checkpoint-1")
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        with pytest.raises(ValueError, match=words):
+            start({"r": 2}, max_steps=2, resume_from_checkpoint=named)
+
+
+def test_a_named_checkpoint_that_is_not_whole_is_said(start, tmp_path):
+    start()
+    weights = tmp_path / "run" / "checkpoint-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for name, words in (("checkpoint-1", "SafetensorError"), ("checkpoint-9", "No such file")):
+        with pytest.raises(ValueError, match=f"{name} is no whole checkpoint to go on from: .*{words}"):
+            start(max_steps=2, resume_from_checkpoint=str(tmp_path / "run" / name))
+
+
+def test_a_run_without_its_card_is_measured_again(command, tmp_path, monkeypatch, capsys):
+    command = [*command, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "write_report", interrupt)
+        assert main(command) == 130
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert main(command) == 0
+    assert all((tmp_path / "out" / name).is_file() for name in ("report.html", "README.md", "metrics.json"))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    assert main(command) == 1
+    assert "had already ended" in capsys.readouterr().err
+
+
+def test_what_trackers_and_a_kill_leave_behind_is_no_obstacle(start, tmp_path):
+    (tmp_path / "run" / "runs").mkdir(parents=True)
+    (tmp_path / "run" / "emissions.csv").touch()
+    (tmp_path / "run" / ".quarantine.jsonl.abc").touch()
+    start()
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_in_words(start, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+
+    def full(*_, **__):
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(FusionMatchTrainer, "save_model", full)
+    with pytest.raises(OSError, match=r"is full \(1 MiB left\), and the result is not whole"):
+        start(save_strategy="no")
 
 
 def test_a_run_that_a_guard_stopped_before_its_first_checkpoint_starts_anew(start, monkeypatch):
@@ -236,16 +355,22 @@ def test_what_would_not_fit_a_checkpoint_is_refused_and_what_may_change_is_said(
         ({"r": 2, "towers": ()}, {}, "its adapter's target_modules is"),
         ({"r": 2}, {"loss_components": ["fused", "instance"]}, r"its loss_components is \['fused'\]"),
         ({"r": 2}, {"loss_weighting": "uncertainty"}, "its loss_weighting is unit"),
+        ({"r": 2}, {"contrastive_loss": "triplet"}, "its contrastive_loss is infonce"),
         ({"r": 2}, {"tower_learning_rate": 1e-4}, "its own rate of the towers is False"),
         ({"r": 2}, {"optim": "sgd"}, "its optim is adamw"),
         (None, {}, "its trains is an adapter, now it is weights"),
     ):
         with pytest.raises(ValueError, match=words):
             start(adapter, max_steps=2, **settings)
-    changed = {"seed": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-4}
+    changed = {"seed": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-4, "texts_per_image": 1}
     caplog.clear()
     start({"r": 2}, max_steps=2, **changed)
-    for words in ("`seed` 42, now it is 3", "`batch_size` 16, now it is 8", "`learning_rate` 0.01, now it is 0.0001"):
+    for words in (
+        "seed` 42, now it is 3",
+        "batch_size` 16, now",
+        "rate` 0.01, now it is 0.0001",
+        "image` 5, now it is 1",
+    ):
         assert words in caplog.text
     caplog.clear()
     start({"r": 2}, max_steps=3)

@@ -82,6 +82,18 @@ class TestSigns:
         with pytest.raises(TrainingStoppedError, match="embeddings of pictures have collapsed"):
             feed(TrainingGuard(), [2.5] * 50, embeds=torch.ones(8, 4) / 2)
 
+    def test_a_loss_that_trains_no_embeddings(self):
+        def feed_alone(losses, chance):
+            guard = TrainingGuard()
+            for step, loss in enumerate(losses):
+                guard.check(loss, chance, 20.0, 100.0, None, None, 1e-3, 1.0, step + 1)
+
+        with pytest.raises(TrainingStoppedError, match=r"too high: .* \(chance level 0.69, first 0.5\)"):
+            feed_alone([0.5] + [1.2] * 20, 0.69)
+        with pytest.raises(TrainingStoppedError, match=r"too high: .* \(first 0.5\)"):
+            feed_alone([0.5] + [1.2] * 20, None)
+        feed_alone([0.6] * 200, 0.69)  # a stage that begins with what the similarities say may gain nothing on them
+
     def test_flat(self):
         with pytest.raises(TrainingStoppedError, match="Nothing is learned"):
             feed(TrainingGuard(), [3.0] * 50)

@@ -14,6 +14,7 @@
 """Positive control of the ranking stage: it learns what only a look at picture and text together can tell."""
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import nn
 
 from fusionmatch import FusionMatchForImageTextRetrieval, FusionMatchModel, evaluate_retrieval
 from fusionmatch.outputs_fusionmatch import FusionMatchTowerFeatures
+from fusionmatch.training.guards import TrainingStoppedError
 
 from ..core.tiny import tiny_config, tiny_processor
 from .test_trainer import losses, make_trainer
@@ -85,6 +87,13 @@ def leave_only_the_look_of(side: str, model: FusionMatchForImageTextRetrieval) -
         nn.init.zeros_(parameter).requires_grad_(False)
 
 
+def test_a_stage_at_a_hopeless_rate_is_stopped(splits, tmp_path):
+    settings = {"loss_components": ["matching"], "max_steps": 60, "learning_rate": 5.0}
+    settings |= {"eval_strategy": "no", "save_strategy": "no"}
+    with pytest.raises(TrainingStoppedError, match=r"learning rate .* is too high"):
+        make_trainer(new_stage(), splits, tiny_processor(), tmp_path, **settings).train()
+
+
 @pytest.mark.parametrize("looking", ["texts", "pictures", "both, and all else"])
 def test_the_stage_learns_what_the_embeddings_cannot_tell(looking: str, tmp_path: Path) -> None:
     model, texts, pictures = new_stage(), Features(0), Features(1)
@@ -102,7 +111,8 @@ def test_the_stage_learns_what_the_embeddings_cannot_tell(looking: str, tmp_path
     trainer = make_trainer(model, splits, processor, tmp_path, **settings)
     trainer.data_collator.vision_features, trainer.data_collator.text_features = pictures, texts
     trainer.train()
-    assert losses(trainer)[0] == pytest.approx(0.69, abs=0.05)  # knows nothing: ln 2
+    assert trainer.state.log_history[0]["chance_matching"] == pytest.approx(math.log(2))
+    assert losses(trainer)[0] == pytest.approx(0.69, abs=0.05)  # knows nothing
     assert losses(trainer)[-1] < 0.1
     features = {"vision_features": pictures, "text_features": texts}
     alone, ranked = (

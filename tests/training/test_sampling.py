@@ -61,6 +61,19 @@ def test_what_products_share_is_not_twice_in_a_batch():
             assert not {0, 1} <= batch and not {2, 3} <= batch
 
 
+def test_what_ties_the_catalogue_together_leaves_batches_to_chance():
+    """A category and a brand as texts of their own: all rows are one group."""
+    texts = [[f"text {i}", f"category {i % 8}", f"brand {i % 5}"] for i in range(320)]
+    pairs = pairs_of([i // 2 for i in range(320)], texts=texts)
+    batches = []
+    for epoch in (0, 1):
+        pairs.set_epoch(epoch)
+        order = list(SpreadSampler(pairs, 16))
+        batches.append({frozenset(order[i : i + 16]) for i in range(0, 320, 16)})
+        assert all(len({pairs.products[row] for row in batch}) == 16 for batch in batches[-1])
+    assert not batches[0] & batches[1]
+
+
 def test_what_most_rows_share_is_spread_evenly():
     pairs = pairs_of(range(600), texts=[["T-shirt"] if i % 3 == 0 else [f"text {i}"] for i in range(600)])
     order = list(SpreadSampler(pairs, 60))
