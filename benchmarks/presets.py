@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 
 from fusionmatch import load_catalogue
 from fusionmatch.evaluation.queries import QueryResults, recall_intervals
@@ -116,7 +117,9 @@ def main() -> None:
     parser.add_argument("--general_file", nargs="+", required=True, help="general corpus; all its rows are measured")
     parser.add_argument("--general_samples", type=int, help="only so many of them")
     parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--presets", nargs="*", choices=list(PRESETS), default=list(PRESETS))
+    # 4 bits are for accelerators.
+    here = [name for name in PRESETS if name != "qlora" or torch.accelerator.is_available()]
+    parser.add_argument("--presets", nargs="*", choices=list(PRESETS), default=here)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args, options = parser.parse_known_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,7 @@ def train_ours(
         per_device_train_batch_size=BATCH,
         num_train_epochs=epochs,
         seed=seed,
+        batch_sampler="no_duplicates",  # as `fusionmatch adapt` has it
         bf16=bf16,
         use_cpu=not torch.accelerator.is_available(),  # transformers asks for it with bf16
         eval_strategy="no",

@@ -206,9 +206,7 @@ class FitDataArguments(DataArguments):
     )
     labels: int | None = field(
         default=None,
-        metadata={
-            "help": "To see what few labels do: so many training pictures keep their texts, others are taken apart."
-        },
+        metadata={"help": "Experiment: so many training pictures keep their texts; all others count as unmatched."},
     )
     report_language: str = field(default="en", metadata={"help": "Language of report.html: en or ja."})
 
