@@ -74,10 +74,10 @@ def adapted(fresh, splits, folder, **settings):
     return result.trainer.model.eval()
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-def test_an_adapter_is_a_plain_peft_folder(fresh, splits, tmp_path):
+@pytest.mark.parametrize(("fresh", "dora"), [(True, False), (False, False), (False, True)])
+def test_an_adapter_is_a_plain_peft_folder(fresh, dora, splits, tmp_path):
     """Switched off or taken away it is the base, and merged it is what it was."""
-    model, inputs, base = adapted(fresh, splits, tmp_path), tiny_inputs(), tmp_path / "base"
+    model, inputs, base = adapted(fresh, splits, tmp_path, use_dora=dora), tiny_inputs(), tmp_path / "base"
     with torch.no_grad():
         expected = model(**inputs).image_embeds
         untouched = FusionMatchModel.from_pretrained(base)
