@@ -102,7 +102,7 @@ class TestSigns:
 
 
 # Twenty on a real base: `benchmarks/presets.py`, which ends where a run is stopped.
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
     trainer = make_trainer(healthy_model(seed), splits, processor, tmp_path, seed=seed, learning_rate=1e-3, **STEPS)
     trainer.train()
@@ -114,7 +114,6 @@ def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
     [
         (None, {"learning_rate": 3.0}, "too high"),
         (None, {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
-        ("lora", {"learning_rate": 0.1}, "have collapsed.* and lower `--learning_rate`"),
         ("lora", {"learning_rate": 0.03}, "have collapsed.* and lower `--learning_rate`"),
         ("idle", {"learning_rate": 1e-9}, "Nothing is learned"),
         ("collapse", {"learning_rate": 1e-5}, "have collapsed"),
