@@ -18,7 +18,7 @@ compares it with a run that was left alone: losses of every step and final weigh
     python benchmarks/survival.py --model_name_or_path base --catalogue products.csv --work_dir runs
 
 Further options go to `fusionmatch adapt` as they are. A kill (SIGKILL) comes at a moment drawn from the step after a
-checkpoint was begun, every second one from the first tenth of it, so that some fall into the writing.
+checkpoint was begun, so that some fall into the writing of it.
 """
 
 import argparse
@@ -107,9 +107,8 @@ def main() -> None:
         written = sorted(path.stat().st_mtime for path in whole.glob("checkpoint-*/trainer_state.json"))
         seconds = written[-1] - written[-2]
         unfinished = 0
-        for i, step in enumerate(sorted(draw.sample(range(1, args.max_steps), args.kills))):
-            # Every second one soon after the checkpoint was begun.
-            path = kill(killed, [*KINDS[kind], *options], step, draw.uniform(0, seconds * (1 if i % 2 else 0.1)))
+        for step in sorted(draw.sample(range(1, args.max_steps), args.kills)):
+            path = kill(killed, [*KINDS[kind], *options], step, draw.uniform(0, seconds))
             unfinished += what_is_broken(path) is not None
         finish(killed, [*KINDS[kind], *options])
         logs = [(folder / "losses.jsonl").read_bytes() for folder in (whole, killed)]

@@ -23,7 +23,6 @@ from torch import nn
 
 from ..catalogue import read_catalogue
 from ..evaluation.forgetting import Point, draw_sweep, interpolated, recommend, sweep
-from ..evaluation.intervals import Interval
 from ..evaluation.queries import QueryResults, recall_intervals
 from ..evaluation.retrieval import embed_catalogue
 from ..hub import write_merged_card
@@ -128,7 +127,7 @@ def run(argv: list[str]) -> None:
     for scale in scales[1:]:
         gain = recall_intervals([runs[scale]], [runs[0.0]])["rsum"]
         strength = "as it was trained" if scale == 1 else f"at {scale:g}"
-        words += f"; {tested[scale]:.1f} {strength}, {_cell(gain, '+')}"
+        words += f"; {tested[scale]:.1f} {strength}, {gain:+.1f}"
     print(f"{words}.")
     if args.output_dir and chosen is not None:
         for _, each in interpolated(model, base, [chosen.scale]):
@@ -148,12 +147,8 @@ def run(argv: list[str]) -> None:
 def _table(points: Sequence[Point], chosen: Point | None) -> str:
     lines = [f"{'scale':>6} {'catalogue':>10} {'gain':>24} {'general':>8} {'forgotten':>24}   RSUM; validation split"]
     lines += [
-        f"{point.scale:>6g} {point.catalogue:>10.1f} {_cell(point.gain, '+'):>24} {point.general:>8.1f} "
-        f"{_cell(point.forgotten):>24}{'   recommended' if point is chosen else ''}"
+        f"{point.scale:>6g} {point.catalogue:>10.1f} {f'{point.gain:+.1f}':>24} {point.general:>8.1f} "
+        f"{f'{point.forgotten:.1f}':>24}{'   recommended' if point is chosen else ''}"
         for point in points
     ]
     return "\n".join(lines)
-
-
-def _cell(change: Interval | None, sign: str = "") -> str:
-    return "" if change is None else f"{change.value:{sign}.1f} [{change.low:{sign}.1f}, {change.high:{sign}.1f}]"

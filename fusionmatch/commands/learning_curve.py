@@ -137,9 +137,7 @@ def _check_settings(folder: Path, settings: dict[str, Any], main_process: bool) 
 
 def _line(point: CurvePoint) -> str:
     def cell(interval: Interval | None, sign: str = "") -> str:
-        if interval is None:
-            return ""
-        return f"{interval.value:{sign}.1f} [{interval.low:{sign}.1f}, {interval.high:{sign}.1f}]"
+        return "" if interval is None else f"{interval:{sign}.1f}"
 
     pairs = "" if point.pseudo_pairs is None else f"{point.pseudo_pairs:.0f}"
     if point.precision is not None:

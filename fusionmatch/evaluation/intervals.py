@@ -44,6 +44,10 @@ class Interval:
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        """The value with its ends in brackets, each number by `spec`: `+2.0 [-1.0, +5.0]` by `+.1f`."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
+
 
 def bootstrap_recalls(
     runs: Sequence[Ranks],

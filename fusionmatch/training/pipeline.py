@@ -88,7 +88,7 @@ METRICS_FILE = "metrics.json"
 QUERIES_FILE, QUERIES_BEFORE_FILE = "queries.parquet", "queries_before.parquet"
 
 # In the run file, beside what must stay as it is: what may change when a run is gone on with, and why it was stopped.
-_SETTINGS = ("texts_per_image", "image_views", "max_text_length", "batch_sampler", "learning_rate", "weight_decay")
+_SETTINGS = ("texts_per_image", "image_views", "max_text_length", "batch_sampler", "learning_rate")
 _MAY_CHANGE, _STOPPED = ("seed", "batch_size", "base_settings", *_SETTINGS), "stopped"
 # PEFT fills these in itself, and the base has its fingerprint.
 _OF_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
@@ -124,6 +124,7 @@ def run_key(
         "contrastive_loss": args.contrastive_loss,
         "loss_weighting": args.loss_weighting,
         "optim": args.optim,
+        "weight_decay": args.weight_decay,
         "own rate of the towers": args.tower_learning_rate is not None,
         "seed": args.seed,
         "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,

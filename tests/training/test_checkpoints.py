@@ -358,6 +358,7 @@ def test_what_would_not_fit_a_checkpoint_is_refused_and_what_may_change_is_said(
         ({"r": 2}, {"contrastive_loss": "triplet"}, "its contrastive_loss is infonce"),
         ({"r": 2}, {"tower_learning_rate": 1e-4}, "its own rate of the towers is False"),
         ({"r": 2}, {"optim": "sgd"}, "its optim is adamw"),
+        ({"r": 2}, {"weight_decay": 0.5}, "its weight_decay is 0.05, now it is 0.5"),
         (None, {}, "its trains is an adapter, now it is weights"),
     ):
         with pytest.raises(ValueError, match=words):
