@@ -45,6 +45,7 @@ TEST = [
     "parameterized>=0.9",
     "picklescan>=1.0.5",
     "pytest>=9,<10",
+    "pytest-xdist>=3.8",
     "ranx>=0.3.20",
     "sentence-transformers>=6.2,<7",
     "setuptools>=77",
