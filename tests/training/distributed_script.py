@@ -23,6 +23,7 @@ import datasets
 import torch
 
 from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+from fusionmatch.training.weighting import SCHEMES
 from tests.core.tiny import tiny_model, tiny_processor
 
 
@@ -48,6 +49,9 @@ def main() -> None:
     if mini_batch_size is not None:
         # Order and schedule have nothing to do with the parts that a batch goes through the model in.
         runs = {"no_duplicates": runs["no_duplicates"]}
+    # All weightings, but shortly: what could differ is what a step takes the losses to be.
+    runs |= {scheme: {"max_steps": 3, "loss_weighting": scheme} for scheme in SCHEMES}
+    runs["fixed"] |= {"loss_weights": {"fused": 1.0, "instance": 0.5}}
     reports = {}
     for name, settings in runs.items():
         # A smaller batch, so that two epochs have more than a few steps.

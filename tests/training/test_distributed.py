@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from fusionmatch.training.annealing import annealing_factor
+from fusionmatch.training.weighting import SCHEMES
 
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_
     command += ["--main_process_port", str(free_port())]
     reports = launch(command, shop, tmp_path / "two", mini_batch_size)
     assert len(reports) == 2
-    assert reports[0].keys() == (one_process.keys() if mini_batch_size is None else {"no_duplicates"})
+    assert reports[0].keys() == (one_process.keys() if mini_batch_size is None else {"no_duplicates", *SCHEMES})
     for report in reports:
         if mini_batch_size is None:
             assert report["two_epochs"]["rates"] == pytest.approx(rates_of_two_epochs(report["two_epochs"]))
