@@ -35,7 +35,7 @@ endif
 
 test: $(VENV)/.test lint
 	$(BIN)/python tests/hf_common/fetch.py
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The tests under the lowest and the highest transformers that they are known to pass with (fusionmatch/__init__.py).
 matrix:
