@@ -64,12 +64,14 @@ class TrainingGuard:
     | learning rate too high | a loss 1.5 times its chance level and its start, or weights that grow tenfold |
     | scale out of bounds | the scale has left its ceiling behind by a factor of ten, or fallen below 1 |
     | collapse | the embeddings of pictures, or of texts, use fewer than 1.5 dimensions |
+    | the same | their uniformity is a tenth of what it was, with the loss at its chance level |
     | nothing is learned | after the first steps the loss is below neither its chance level nor its start |
 
     Args:
         patience (`int`, *optional*, defaults to 10):
             Steps for which the first two signs have to last. A collapse has to last twice as long where the embeddings
-            were wider before, four times where they never were: many a model begins in a narrow cone.
+            were wider before, four times where they never were or only the uniformity shows it: many a model begins in
+            a narrow cone or passes through one.
         first_steps (`int`, *optional*, defaults to 50):
             Steps after which a loss that never moved counts as flat, and during which weights are watched.
     """
@@ -81,6 +83,7 @@ class TrainingGuard:
         self._first: list[float] = []
         self._signs: dict[str, int] = {}
         self._widest: dict[str, float] = {}
+        self._spread: dict[str, float] = {}
         self._steps = 0
 
     @property
@@ -149,10 +152,18 @@ class TrainingGuard:
             rank = effective_rank(embeds) if len(embeds) > 3 else math.inf
             if rank < math.inf:
                 self._widest[name] = max(rank, self._widest.get(name, 0.0))
-            if self._lasts(name, rank < 1.5, times=2 if self._widest.get(name, 0.0) >= 3 else 4):
+            spread = uniformity(embeds)
+            self._spread[name] = min(spread, self._spread.get(name, 0.0))
+            # Similarities that are all alike give the chance level. A loss that began above it, on the base of another
+            # corpus, has fallen then; and in a cone that is this narrow small differences still use many dimensions.
+            narrow = self._spread[name] < -0.5 and spread > 0.1 * self._spread[name]
+            alike = narrow and chance is not None and loss > 0.98 * chance
+            few = self._lasts(name, rank < 1.5, times=2 if self._widest.get(name, 0.0) >= 3 else 4)
+            # Both are counted at every step.
+            if self._lasts(f"{name} alike", alike, times=4) or few:
                 raise TrainingStoppedError(
                     f"The embeddings of {name} have collapsed: {len(embeds)} of them use {rank:.1f} dimensions "
-                    f"(uniformity {uniformity(embeds):.2g}, 0 where all coincide); {now}. Check that they differ (all "
+                    f"(uniformity {spread:.2g}, 0 where all coincide); {now}. Check that they differ (all "
                     "one placeholder picture, texts all alike), and lower `--learning_rate`."
                 )
         if self._steps == self.first_steps:

@@ -82,6 +82,22 @@ class TestSigns:
         with pytest.raises(TrainingStoppedError, match="embeddings of pictures have collapsed"):
             feed(TrainingGuard(), [2.5] * 50, embeds=torch.ones(8, 4) / 2)
 
+    def test_collapse_into_a_cone_from_above_the_chance_level(self):
+        """As on the base of another corpus at a rate too high: the loss falls, but to the chance level."""
+        narrow = nn.functional.normalize(torch.ones(8, 8) + 0.1 * torch.eye(8), dim=-1)
+        assert effective_rank(narrow) > 1.5
+        guard = TrainingGuard()
+        feed(guard, [4.5, 4.0, 3.5])
+        with pytest.raises(TrainingStoppedError, match="embeddings of pictures have collapsed"):
+            feed(guard, [3.0] * 40, embeds=narrow)
+        # One that it passes through is none; below that level it is a way to learn; and embeddings that stay spread
+        # are on the way down to it.
+        guard = TrainingGuard()
+        feed(guard, [4.5, 4.0, 3.5])
+        feed(guard, [3.0] * 35, embeds=narrow)
+        feed(guard, [2.5] * 60, embeds=narrow)
+        feed(TrainingGuard(), [4.5 - 0.03 * step for step in range(60)])
+
     def test_a_loss_that_trains_no_embeddings(self):
         def feed_alone(losses, chance):
             guard = TrainingGuard()

@@ -91,7 +91,7 @@ def test_without_fused_the_gates_stay_and_must_stand_open(splits, processor, tmp
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid", "triplet", "complementary"])
 def test_every_kind_of_loss_trains(kind, splits, processor, tmp_path):
-    settings = {"contrastive_loss": kind, "triplet_warmup_steps": 3, "num_train_epochs": 24, "learning_rate": 3e-3}
+    settings = {"contrastive_loss": kind, "triplet_warmup_steps": 3, "num_train_epochs": 24, "learning_rate": 1e-3}
     settings |= {"eval_strategy": "no", "save_strategy": "no"}
     model = healthy_model(gate_init_value=0.0, logit_bias_init_value=-5.0 if kind == "sigmoid" else None)
     trainer = make_trainer(freeze_towers(model), splits, processor, tmp_path, **settings)
