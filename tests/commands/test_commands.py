@@ -174,8 +174,13 @@ def test_adapters_are_listed_merged_and_compared(adapter, shop, tmp_path, capsys
     shown = capsys.readouterr().out
     assert "i2t_recall@1" in shown and str(adapter) in shown and str(other) in shown
     assert f"{other}: No difference shown to {adapter}: RSUM +0.0" in shown
-    assert main(["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
+    # One that found what its base did.
+    shutil.copy(adapter / "queries_before.parquet", other / "queries.parquet")
+    assert main(["adapter", "compare", str(adapter), str(other)]) == 0
     metrics = json.loads((adapter / "metrics.json").read_text())
+    change = metrics["before"]["rsum"] - metrics["after"]["rsum"]
+    assert abs(change) > 1 and f"to {adapter}: RSUM {change:+.1f} [" in capsys.readouterr().out
+    assert main(["adapter", "merge", str(adapter), "--output_dir", str(tmp_path / "merged")]) == 0
     capsys.readouterr()
     command = ["evaluate", "--catalogue", str(shop), "--json", "--model_name_or_path", str(tmp_path / "merged")]
     assert main(command) == 0

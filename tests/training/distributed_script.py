@@ -23,6 +23,7 @@ import datasets
 import torch
 
 from fusionmatch import FusionMatchTrainer, FusionMatchTrainingArguments, load_catalogue
+from fusionmatch.training.objective import BatchPairs
 from fusionmatch.training.weighting import SCHEMES
 from tests.core.tiny import tiny_model, tiny_processor
 
@@ -31,8 +32,12 @@ def main() -> None:
     catalogue, folder, global_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     mini_batch_size = int(sys.argv[4]) or None
     splits = load_catalogue(catalogue)
-    # Three texts a picture: they have to rotate alike, however many processes there are.
-    splits = splits.map(lambda row: {"texts": [row["texts"][0], row["title"], row["color"]]})
+    # Three texts a picture: they have to rotate alike, however many processes there are. And two products each share a
+    # picture, so that pairs are ignored whose halves are in two processes.
+    splits = splits.map(
+        lambda row, i: {"texts": [row["texts"][0], row["title"], row["color"]], "picture_group": f"group {i // 4}"},
+        with_indices=True,
+    )
     runs: dict[str, dict[str, Any]] = {
         "no_duplicates": {"max_steps": 20, "batch_sampler": "no_duplicates", "loss_weighting": "uncertainty"},
         # The order follows from embeddings of the main process; the others are given it.
@@ -80,6 +85,13 @@ def train(
     )
     args.per_device_train_batch_size = global_batch // args.world_size
     trainer = FusionMatchTrainer(tiny_model(), args, train_dataset=rows, processing_class=tiny_processor())
+    ignored, losses_of = [], trainer.objective.losses
+
+    def counted(model: Any, outputs: Any, pairs: BatchPairs, *others: Any, **labels: Any) -> dict[str, torch.Tensor]:
+        ignored.append(int((pairs.ignored & ~pairs.positives).sum()))
+        return losses_of(model, outputs, pairs, *others, **labels)
+
+    trainer.objective.losses = counted
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
@@ -90,6 +102,7 @@ def train(
         "batch": global_batch,
         "losses": losses,
         "rates": rates,
+        "ignored": ignored,
         "weights": weights.tolist(),
     }
 

@@ -127,9 +127,10 @@ LOAD = """if True:
 
 def test_an_adapter_is_the_same_by_three_routes_in_a_fresh_process(splits, tmp_path):
     """Whatever way an engineer of the ecosystem takes, the outputs are those of the model that was trained."""
-    folders, inputs = [tmp_path / name for name in ("fresh", "trained", "dora")], tiny_inputs()
+    folders, inputs = [tmp_path / name for name in ("fresh", "trained", "dora", "heads")], tiny_inputs()
     for folder in folders:
-        model = adapted(folder.name == "fresh", splits, folder, use_dora=folder.name == "dora")
+        settings = {"dora": {"use_dora": True}, "heads": {"towers": ()}}.get(folder.name, {})
+        model = adapted(folder.name == "fresh", splits, folder, **settings)
         with torch.no_grad():
             outputs = model(**inputs)
         save_file(inputs, folder / "inputs.safetensors")

@@ -83,9 +83,12 @@ def test_accelerate_launch_with_two_processes_equals_one(one_process, shop, tmp_
         for name, found in report.items():
             expected = one_process[name]
             assert (expected["world_size"], found["world_size"]) == (1, 2)
+            assert found["ignored"] == expected["ignored"]
             assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
             assert found["rates"] == pytest.approx(expected["rates"], rel=1e-6)
             assert found["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+        # Their halves are in two processes as well.
+        assert sum(report["hard_negatives" if mini_batch_size is None else "unit"]["ignored"]) > 50
 
 
 def test_the_schedule_is_warm_up_and_cosine(one_process):

@@ -133,7 +133,8 @@ def test_a_healthy_training_goes_on(seed, splits, processor, tmp_path):
         ("lora", {"learning_rate": 0.03}, "have collapsed.* and lower `--learning_rate`"),
         ("idle", {"learning_rate": 1e-9}, "Nothing is learned"),
         ("collapse", {"learning_rate": 1e-5}, "have collapsed"),
-        ("scale", {}, "scale of the similarity"),
+        (0.1, {}, "scale of the similarity has run away to 0.1"),
+        (5e3, {}, r"scale of the similarity has run away to 4.*ceiling 100"),
     ],
 )
 def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, processor, tmp_path):
@@ -144,8 +145,8 @@ def test_a_hopeless_training_is_stopped(sabotage, settings, cause, splits, proce
         nn.init.zeros_(model.text_fusion.residual.gate)
     if sabotage == "idle":
         model.similarity.logit_scale.data.fill_(math.log(1.5))
-    if sabotage == "scale":
-        model.similarity.logit_scale.data.fill_(math.log(0.1))
+    if isinstance(sabotage, float):
+        model.similarity.logit_scale.data.fill_(math.log(sabotage))
     if sabotage == "lora":
         model.save_pretrained(tmp_path / "base")
         model = FusionMatchModel.from_pretrained(tmp_path / "base")

@@ -75,6 +75,30 @@ def test_every_component_by_hand(with_concepts, tmp_path):
     assert len({loss.item() for loss in found.values()}) == 4
 
 
+@pytest.mark.parametrize("kind", sorted(CONTRASTIVE_LOSSES))
+def test_the_score_of_what_products_share_has_no_gradient(kind, with_concepts, tmp_path):
+    settings = {"loss_components": ["fused", "instance", "consensus"], "contrastive_loss": kind}
+    objective = MatchingObjective.from_arguments(arguments(tmp_path, **settings), with_concepts)
+    tables = []
+
+    def keep(_, args):
+        for scores in args[:2]:
+            scores.retain_grad()
+            tables.append(scores)
+
+    objective.contrastive.register_forward_pre_hook(keep)
+    positives, ignored = PRODUCTS[:, None] == PRODUCTS[None, :], torch.zeros(3, 3).bool()
+    ignored[0, 2] = ignored[2, 1] = True
+    found = objective.losses(
+        with_concepts, with_concepts(**tiny_inputs()), BatchPairs(positives, positives, ignored, ignored)
+    )
+    sum(found.values()).backward()
+    gradients = [scores.grad for scores in tables if scores.grad is not None]
+    assert len(gradients) >= len(settings["loss_components"])
+    for gradient in gradients:
+        assert (gradient[ignored] == 0).all() and gradient[~ignored].any()
+
+
 def test_without_fused_the_gates_stay_and_must_stand_open(splits, processor, tmp_path):
     model = tiny_model(gate_init_value=0.5)
     own = {"loss_components": ["instance"], "learning_rate": 1e-2}

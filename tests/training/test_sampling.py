@@ -103,8 +103,13 @@ def test_hard_negatives_come_together():
     world = torch.arange(64) % 2
     embeds = torch.nn.functional.one_hot(world, 8) + 0.1 * torch.randn(64, 8, generator=generator)
     embeds = torch.nn.functional.normalize(embeds, dim=1)
-    pairs = pairs_of([*range(62), 0, 1])
+    # The nearest of all are two rows with one picture, and two with one text: these are no negatives.
+    embeds[4], embeds[5] = embeds[2], embeds[3]
+    groups, texts = [*range(64)], [[f"text {i}"] for i in range(64)]
+    groups[4], texts[5] = groups[2], texts[3]
+    pairs = pairs_of([*range(62), 0, 1], groups, texts)
     order = list(SpreadSampler(pairs, 8, embed=lambda: (embeds, embeds)))
+    assert abs(order.index(2) - order.index(4)) > 1 and abs(order.index(3) - order.index(5)) > 1
     assert sorted(order) == list(range(64))
     same = torch.stack([world[order[i]] == world[order[i + 1]] for i in range(63)]).float().mean()
     assert same > 0.8
