@@ -18,7 +18,7 @@ compares it with a run that was left alone: losses of every step and final weigh
     python benchmarks/survival.py --model_name_or_path base --catalogue products.csv --work_dir runs
 
 Further options go to `fusionmatch adapt` as they are. A kill (SIGKILL) comes at a moment drawn from the step after a
-checkpoint was begun, so that some fall into the writing of it.
+checkpoint was begun, every second one from the time that its writing takes.
 """
 
 import argparse
@@ -106,9 +106,11 @@ def main() -> None:
         finish(whole, [*KINDS[kind], *options])
         written = sorted(path.stat().st_mtime for path in whole.glob("checkpoint-*/trainer_state.json"))
         seconds = written[-1] - written[-2]
+        last = max(whole.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        writing = written[-1] - min(path.stat().st_mtime for path in last.iterdir())
         unfinished = 0
-        for step in sorted(draw.sample(range(1, args.max_steps), args.kills)):
-            path = kill(killed, [*KINDS[kind], *options], step, draw.uniform(0, seconds))
+        for i, step in enumerate(sorted(draw.sample(range(1, args.max_steps), args.kills))):
+            path = kill(killed, [*KINDS[kind], *options], step, draw.uniform(0, writing if i % 2 == 0 else seconds))
             unfinished += what_is_broken(path) is not None
         finish(killed, [*KINDS[kind], *options])
         logs = [(folder / "losses.jsonl").read_bytes() for folder in (whole, killed)]
