@@ -22,7 +22,7 @@ import datasets
 from torch import nn
 
 from ..catalogue import read_catalogue
-from ..evaluation.forgetting import Point, draw_sweep, interpolated, recommend, sweep
+from ..evaluation.forgetting import Point, draw_sweep, interpolated, kept, recommend, sweep
 from ..evaluation.queries import QueryResults, recall_intervals
 from ..evaluation.retrieval import embed_catalogue
 from ..hub import write_merged_card
@@ -43,9 +43,7 @@ class ForgettingArguments:
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
         metadata={"help": "Strengths: 0 is the base, 1 the adaptation as it was trained."},
     )
-    keep: float = field(
-        default=0.95, metadata={"help": "Share of the gain that the recommended strength has to keep."}
-    )
+    keep: float = field(default=0.95, metadata={"help": "Share of the gain that the recommended strength is to keep."})
     most_forgotten: float = field(
         default=0.1,
         metadata={"help": "Share of the base's RSUM on the general corpus that the recommended strength may lose."},
@@ -115,10 +113,15 @@ def run(argv: list[str]) -> None:
     print(table)
     if chosen is None:
         print(
-            f"None is recommended: each that keeps {args.keep:.0%} of the gain loses more than "
-            f"{args.most_forgotten:.0%} of the general RSUM. Ask for less (`--keep`), allow more "
-            "(`--most_forgotten`), measure `--scales` in between, or train less: LoRA, fewer epochs, a lower rate."
-            + (f" Nothing is written into {args.output_dir}." if args.output_dir else "")
+            f"None is recommended: each that gains loses more than {args.most_forgotten:.0%} of the general RSUM. "
+            "Allow more (`--most_forgotten`), measure smaller `--scales`, or train less: LoRA, fewer epochs, a lower "
+            "rate." + (f" Nothing is written into {args.output_dir}." if args.output_dir else "")
+        )
+    elif chosen.scale != 0 and kept(points, chosen) < args.keep:
+        print(
+            f"The strength {chosen.scale:g} keeps {kept(points, chosen):.0%} of the gain, less than the "
+            f"{args.keep:.0%} asked for: what keeps more loses more than {args.most_forgotten:.0%} of the general "
+            "RSUM. `--scales` in between may keep more of it."
         )
     scales = sorted({0.0, 1.0} if chosen is None else {0.0, chosen.scale, 1.0})
     runs = {scale: measure(splits["test"], each) for scale, each in interpolated(model, base, scales)}

@@ -118,13 +118,14 @@ def sweep(
 
 def recommend(points: Sequence[Point], keep: float = 0.95, most_forgotten: float = 1.0) -> Point | None:
     """
-    Of the strengths that keep enough of the gain, the one that forgets least; none where all of them forget too much.
+    Of the strengths that keep enough of the gain, the one that forgets least. Where each of those forgets too much,
+    the one that gains most of the others; none where that gains nothing.
 
     Args:
         points (`Sequence[Point]`):
             Measured strengths, 0 among them.
         keep (`float`, *optional*, defaults to 0.95):
-            Share of the largest gain on the catalogue that has to be left.
+            Share of the largest gain on the catalogue that is to be left.
         most_forgotten (`float`, *optional*, defaults to 1.0):
             Share of what the base reaches on the general corpus that may be lost.
 
@@ -137,12 +138,21 @@ def recommend(points: Sequence[Point], keep: float = 0.95, most_forgotten: float
             f"A recommendation needs the scale 0, `keep` in (0, 1] and `most_forgotten` in [0, 1], got "
             f"{[point.scale for point in points]}, {keep} and {most_forgotten}."
         )
-    best = max(point.catalogue for point in points) - start.catalogue
-    if best <= 0:
+    if all(point.catalogue <= start.catalogue for point in points):
         return start
-    enough = [point for point in points if point.catalogue - start.catalogue >= keep * best]
-    chosen = max(enough, key=lambda point: (point.general, -point.scale))
-    return chosen if chosen.general >= (1 - most_forgotten) * start.general else None
+    allowed = [point for point in points if point.general >= (1 - most_forgotten) * start.general]
+    enough = [point for point in allowed if kept(points, point) >= keep]
+    if enough:
+        return max(enough, key=lambda point: (point.general, -point.scale))
+    chosen = max(allowed, key=lambda point: (point.catalogue, point.general, -point.scale))
+    return chosen if chosen.catalogue > start.catalogue else None
+
+
+def kept(points: Sequence[Point], point: Point) -> float:
+    """What a strength gains on the catalogue, as a share of the largest gain of a sweep that has the strength 0."""
+    start = next(each.catalogue for each in points if each.scale == 0)
+    best = max(each.catalogue for each in points)
+    return (point.catalogue - start) / (best - start) if best > start else 0.0
 
 
 def draw_sweep(path: str | Path, points: Sequence[Point], chosen: Point | None) -> Path:

@@ -19,7 +19,7 @@ import torch
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from fusionmatch.evaluation.forgetting import Point, interpolated, recommend, sweep
+from fusionmatch.evaluation.forgetting import Point, interpolated, kept, recommend, sweep
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.loading import base_state_dict
 from fusionmatch.training import lora_config
@@ -119,9 +119,11 @@ def test_the_recommended_strength_keeps_the_gain_and_forgets_least():
         recommend(points[1:])
 
 
-def test_none_is_recommended_where_all_forget_too_much():
-    points = [Point(0.0, 100, 300), Point(0.5, 150, 270), Point(1.0, 200, 150)]
-    assert recommend(points, most_forgotten=0.1) is None
+def test_less_of_the_gain_or_none_where_more_forgets_too_much():
+    points = [Point(0.0, 100, 300), Point(0.25, 120, 290), Point(0.5, 150, 270), Point(1.0, 200, 150)]
+    assert recommend(points, most_forgotten=0.1).scale == 0.5  # half of the gain, the most of those that may be
+    assert [kept(points, point) for point in points] == [0, 0.2, 0.5, 1]
+    assert recommend(points, most_forgotten=0.01) is None
     assert recommend(points, most_forgotten=0.5).scale == 1
     assert recommend(points, keep=0.5, most_forgotten=0.1).scale == 0.5
     with pytest.raises(ValueError, match="most_forgotten"):
