@@ -38,7 +38,7 @@ from fusionmatch.training.checkpoints import what_is_broken
 KINDS = {
     "full": ["--preset", "full"],
     "LoRA": ["--preset", "lora"],
-    "LoRA, mini-batches": ["--preset", "lora", "--mini_batch_size", "16"],
+    "LoRA, mini-batches": ["--preset", "lora", "--mini_batch_size", "6"],
     "heads on cached towers": ["--preset", "fast"],
 }
 

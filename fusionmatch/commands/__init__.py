@@ -100,8 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 def keep_freed_memory() -> None:
     """
     Has glibc keep up to 1 GiB that is freed in place of giving every large block back to the system. The tensors of a
-    batch are such blocks, and getting their pages anew for each took a third of the time on a CPU. Whoever sets one of
-    glibc's variables (`MALLOC_TRIM_THRESHOLD_`, ...) has it their way; other C libraries are left alone.
+    batch are such blocks, and getting their pages anew for each took up to 45 % of the time on a CPU. Whoever sets one
+    of glibc's variables (`MALLOC_TRIM_THRESHOLD_`, ...) has it their way; other C libraries are left alone.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not own else None

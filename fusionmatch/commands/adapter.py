@@ -25,7 +25,7 @@ from ..hub import write_merged_card
 from ..loading import load_pretrained, precision
 from ..repository import ADAPTER_FILE, FINGERPRINT_FILE, fetch
 from ..training.adapters import peft_base
-from ..training.pipeline import QUERIES_FILE
+from ..training.pipeline import METRICS_FILE, QUERIES_FILE
 from .arguments import CommandParser
 
 
@@ -39,7 +39,7 @@ class AdapterArguments:
     """What is done with which adapters."""
 
     paths: list[str] = field(
-        metadata={"help": "Adapters; for list also folders that hold some, for merge a Hub name."}
+        metadata={"help": "Adapters; for list and compare also folders that hold some, for merge a Hub name."}
     )
     output_dir: str | None = field(default=None, metadata={"help": "merge: folder for the merged checkpoint."})
     revision: str | None = field(default=None, metadata={"help": "merge: branch, tag or commit of it on the Hub."})
@@ -84,7 +84,7 @@ def _list(folders: list[Path]) -> None:
     for folder in folders:
         config, note = _read(folder, ADAPTER_FILE), _read(folder, FINGERPRINT_FILE)
         size = sum(path.stat().st_size for path in folder.glob("adapter_model.*")) / 1e6
-        rsum = _read(folder, "metrics.json").get("after", {}).get("rsum")
+        rsum = _read(folder, METRICS_FILE).get("after", {}).get("rsum")
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type", "?")
         print(
             f"{folder.name:<28} {kind:<10} {config.get('r', '-'):>4} {size:>7.1f} "
@@ -120,10 +120,10 @@ def _merge(names: list[str | Path], output_dir: str | None, revision: str | None
 
 def _compare(folders: list[Path]) -> None:
     # By the whole path: folders of several runs often bear one name.
-    runs = {str(folder): _read(folder, "metrics.json") for folder in folders}
+    runs = {str(folder): _read(folder, METRICS_FILE) for folder in folders}
     missing = [name for name, run in runs.items() if not run]
     if missing:
-        raise ValueError(f"No `metrics.json` in {', '.join(missing)}; `fusionmatch adapt` writes it.")
+        raise ValueError(f"No `{METRICS_FILE}` in {', '.join(missing)}; `fusionmatch adapt` writes it.")
     notes = {name: _read(Path(name), FINGERPRINT_FILE) for name in runs}
     # One base has another fingerprint in another precision.
     bases = {(note.get("dtype"), note["fingerprint"]) for note in notes.values() if "fingerprint" in note}

@@ -43,7 +43,12 @@ class ForgettingArguments:
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
         metadata={"help": "Strengths: 0 is the base, 1 the adaptation as it was trained."},
     )
-    keep: float = field(default=0.95, metadata={"help": "Share of the gain that the recommended strength is to keep."})
+    keep: float = field(
+        default=0.95,
+        metadata={
+            "help": "Share of the gain that the recommended strength is to keep; less where that forgets too much."
+        },
+    )
     most_forgotten: float = field(
         default=0.1,
         metadata={"help": "Share of the base's RSUM on the general corpus that the recommended strength may lose."},
@@ -109,20 +114,10 @@ def run(argv: list[str]) -> None:
     # Chosen on one split, measured on another: the best of five is better than it is.
     points = sweep(model, base, lambda m: measure(splits["validation"], m), lambda m: measure(general, m), args.scales)
     chosen = recommend(points, args.keep, args.most_forgotten)
-    table = _table(points, chosen)
+    table = "\n".join([_table(points, chosen), *_caveat(points, chosen, args)])
     print(table)
-    if chosen is None:
-        print(
-            f"None is recommended: each that gains loses more than {args.most_forgotten:.0%} of the general RSUM. "
-            "Allow more (`--most_forgotten`), measure smaller `--scales`, or train less: LoRA, fewer epochs, a lower "
-            "rate." + (f" Nothing is written into {args.output_dir}." if args.output_dir else "")
-        )
-    elif chosen.scale != 0 and kept(points, chosen) < args.keep:
-        print(
-            f"The strength {chosen.scale:g} keeps {kept(points, chosen):.0%} of the gain, less than the "
-            f"{args.keep:.0%} asked for: what keeps more loses more than {args.most_forgotten:.0%} of the general "
-            "RSUM. `--scales` in between may keep more of it."
-        )
+    if chosen is None and args.output_dir:
+        print(f"Nothing is written into {args.output_dir}.")
     scales = sorted({0.0, 1.0} if chosen is None else {0.0, chosen.scale, 1.0})
     runs = {scale: measure(splits["test"], each) for scale, each in interpolated(model, base, scales)}
     tested = {scale: recall_intervals([run])["rsum"].value for scale, run in runs.items()}
@@ -139,12 +134,36 @@ def run(argv: list[str]) -> None:
         adapted, origin = model_args.model_name_or_path, args.base or model.config.name_or_path
         results = f"```text\n{table}\n{words}.\n```"
         write_merged_card(args.output_dir, adapted, origin, scale=chosen.scale, results=results)
-        content = {"points": [asdict(point) for point in points], "recommended": chosen.scale, "test": tested}
+        content = {
+            "points": [asdict(point) for point in points],
+            "recommended": chosen.scale,
+            "kept": kept(points, chosen),
+            "test": tested,
+        }
         path = Path(args.output_dir) / "forgetting.json"
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{args.output_dir} is a checkpoint at the strength {chosen.scale:g}.")
     if args.output_file:
         print(f"Drawn in {draw_sweep(args.output_file, points, chosen)}")
+
+
+def _caveat(points: Sequence[Point], chosen: Point | None, args: ForgettingArguments) -> list[str]:
+    """What has to be said of the recommendation, where it is not what was asked for."""
+    too_much = f"loses more than {args.most_forgotten:.0%} of the general RSUM"
+    if chosen is None:
+        return [
+            f"None is recommended: each that gains {too_much}. Allow more (`--most_forgotten`), measure smaller "
+            "`--scales`, or train less: LoRA, fewer epochs, a lower rate."
+        ]
+    if chosen.scale == 0:
+        return ["No strength gains anything on the validation split: the base is recommended as it is."]
+    share = kept(points, chosen)
+    if share >= args.keep:
+        return []
+    return [
+        f"The strength {chosen.scale:g} keeps {share:.0%} of the gain, less than the {args.keep:.0%} asked for: what "
+        f"keeps more {too_much}. `--scales` in between may keep more."
+    ]
 
 
 def _table(points: Sequence[Point], chosen: Point | None) -> str:

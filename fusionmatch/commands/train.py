@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..training import FusionMatchTrainingArguments, unwrap_model
+from ..training.adapters import FULL_TOWER_LEARNING_RATE
 from .arguments import CommandParser, FitDataArguments, ModelArguments
 from .fitting import fit_and_report
 
@@ -63,4 +64,6 @@ def run(argv: list[str]) -> None:
                 f"With `--ranking_stage` only that stage trains, by `matching`; got {args.loss_components}."
             )
         args.loss_components = ["matching"]
+    if not (parts.freeze_vision_model and parts.freeze_text_model) and args.tower_learning_rate is None:
+        args.tower_learning_rate = FULL_TOWER_LEARNING_RATE
     fit_and_report("checkpoint", model_args, data_args, args, parts.freeze, ranking_stage=parts.ranking_stage or None)

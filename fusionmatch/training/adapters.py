@@ -55,7 +55,7 @@ LORA_TARGETS = {
 PRESETS = {
     "fast": "heads, fusion and similarity; the features of both towers are computed once",
     "lora": "the same and LoRA in both towers",
-    "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), slower and often a little better at low rank",
+    "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), a third slower; no better where we measured it",
     "qlora": "LoRA on towers whose linear layers are kept in 4 bits (arXiv 2305.14314), for large ones; on GPUs",
     "full": "all weights, into a checkpoint of its own",
 }

@@ -18,14 +18,12 @@ import math
 import torch
 
 
-def annealing_factor(
-    step: int, total_steps: int, warmup_steps: int = 0, floor: float = 0.0, cycles: int = 1, shrink: float = 1.0
-) -> float:
+def annealing_factor(step: int, total_steps: int, warmup_steps: int = 0, floor: float = 0.0, cycles: int = 1) -> float:
     r"""
     Share of the peak learning rate at an optimizer step (arXiv 1608.03983, equation 5, after a linear warm-up). It is
     a function of the step alone: nothing has to be kept for a resumed training, and all processes agree.
 
-    In a cycle of T steps that begins at the peak $a$, step t has $f + (a - f) (1 + \cos(\pi t / T)) / 2$. The floor is
+    In a cycle of T steps, step t has $f + (1 - f) (1 + \cos(\pi t / T)) / 2$. The floor is
     met at `total_steps`, which no training step has: the last one is a step before it.
 
     Args:
@@ -39,8 +37,6 @@ def annealing_factor(
             Share f that is annealed to, in [0, 1).
         cycles (`int`, *optional*, defaults to 1):
             Cycles of equal length, each beginning with a restart.
-        shrink (`float`, *optional*, defaults to 1.0):
-            Each restart's peak as a share of the one before, in (0, 1]; never below the floor.
 
     Returns:
         `float`: the share, in [0, 1].
@@ -50,8 +46,6 @@ def annealing_factor(
     """
     if not 0 <= floor < 1:
         raise ValueError(f"`floor` must be a share of the peak in [0, 1), got {floor}.")
-    if not 0 < shrink <= 1:
-        raise ValueError(f"`shrink` must lie in (0, 1], got {shrink}.")
     if cycles < 1 or not 0 <= warmup_steps <= total_steps or total_steps - warmup_steps < cycles:
         raise ValueError(
             f"{total_steps} steps cannot hold {warmup_steps} of warm-up and {cycles} cycles of annealing. Train "
@@ -62,8 +56,7 @@ def annealing_factor(
     length = (total_steps - warmup_steps) / cycles
     cycle = min(int((step - warmup_steps) / length), cycles - 1)
     done = min(1.0, (step - warmup_steps) / length - cycle)
-    peak = max(floor, shrink**cycle)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
+    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def take_rates_from(scheduler: torch.optim.lr_scheduler.LambdaLR, peaks: list[float]) -> None:

@@ -37,8 +37,7 @@ class FusionMatchTrainingArguments(TrainingArguments):
     Args:
         mini_batch_size (`int`, *optional*):
             Pictures and texts that go through the towers at a time. The contrast is among the whole batch all the
-            same; each mini-batch is computed twice, and memory is that of one (GradCache, arXiv 2101.06983). Batch
-            normalisations that train see one mini-batch at a time.
+            same; each mini-batch is computed twice, and memory is that of one (GradCache, arXiv 2101.06983).
         texts_per_image (`int`, *optional*, defaults to 5):
             Texts of each picture in a batch, at most; they are all its positives. They rotate with the epoch.
         image_views (`int`, *optional*, defaults to 4):
@@ -72,7 +71,8 @@ class FusionMatchTrainingArguments(TrainingArguments):
         max_text_length (`int`, *optional*):
             Longest text in tokens; defaults to the tokenizer's limit. Longer texts are cut, and how many is logged.
         tower_learning_rate (`float`, *optional*):
-            Learning rate of the towers' weights (or of the LoRA weights in them), defaults to `learning_rate`.
+            Learning rate of the towers' weights (or of the LoRA weights in them), defaults to `learning_rate`; to
+            [`~fusionmatch.training.adapters.FULL_TOWER_LEARNING_RATE`] in commands that train whole towers.
         pseudo_pair_threshold (`float`, *optional*, defaults to 0.5):
             How sure the teacher has to be that an unpaired picture and an unpaired text belong together, in [0, 1]
             ([`~fusionmatch.training.unpaired.mutual_nearest`]).
@@ -156,7 +156,10 @@ class FusionMatchTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Longest text in tokens; defaults to the tokenizer's limit."}
     )
     tower_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate in the towers (LoRA or full); defaults to learning_rate."}
+        default=None,
+        metadata={
+            "help": "Learning rate in the towers; defaults to learning_rate for LoRA, to a lower one for whole towers."
+        },
     )
     pseudo_pair_threshold: float = field(
         default=0.5, metadata={"help": "How sure the teacher has to be of a pair, in [0, 1]."}

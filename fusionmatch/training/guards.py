@@ -57,7 +57,9 @@ def uniformity(embeds: torch.Tensor, most: int = 512) -> float:
 class TrainingGuard:
     r"""
     Watches the main component of the loss, the scale and the embeddings of a batch of each optimizer step, all
-    processes together. Where no embeddings are trained (`matching` alone) the first two causes are looked for.
+    processes together. Where the main component compares no embeddings (`matching` or `concept` alone) the first
+    two causes are looked for. A scale without a ceiling may reach 10,000, and while `triplet` takes the mean over
+    negatives (`triplet_warmup_steps`) nothing is looked for.
 
     | cause | what shows it |
     |---|---|

@@ -37,6 +37,7 @@ from .arguments import FusionMatchTrainingArguments
 from .callbacks import LossLog
 from .checkpoints import (
     SPARE_BYTES,
+    STATE_FILE,
     check_room,
     last_whole_checkpoint,
     set_aside_later,
@@ -289,7 +290,10 @@ def fit(
         [`FitResult`]
 
     Raises:
-        `ValueError`: a split is missing, or the output folder holds something that is not a run.
+        `ValueError`: a split is missing; the output folder holds something that is not a run, or one of another base,
+            catalogue or loss, one that a guard stopped, or one that had ended; a named checkpoint is not whole.
+        `OSError`: the output folder cannot be written to, or its disk has too little room.
+        [`TrainingStoppedError`], `FloatingPointError`: the training cannot succeed; the message names the cause.
     """
     missing = {"train", "validation", "test"} - set(splits)
     if missing:
@@ -393,8 +397,7 @@ def _save(trainer: FusionMatchTrainer, splits: datasets.DatasetDict, result: Fit
 
 
 def _steps(checkpoint: str) -> int:
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"]
+    return json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
 
 
 def _measure(trainer: FusionMatchTrainer, dataset: datasets.Dataset) -> tuple[dict[str, float], CatalogueEmbeddings]:

@@ -22,13 +22,13 @@ import torch
 from huggingface_hub.constants import REPOCARD_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..loading import precision, write_fingerprint
 from .adapters import unwrap_model
 from .annealing import take_rates_from
 from .callbacks import LossLog
-from .checkpoints import STATE_FILE, words_for_a_full_disk
+from .checkpoints import STATE_FILE, last_whole_checkpoint, words_for_a_full_disk
 from .pushing import PushingTrainer
 
 
@@ -44,6 +44,12 @@ class ResumingTrainer(PushingTrainer):
     # Of the base before training, where an adapter is trained.
     _base_fingerprint: str | None
     _base_settings: dict[str, Any]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in Trainer, but `resume_from_checkpoint=True` is the last whole checkpoint, or the start without one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

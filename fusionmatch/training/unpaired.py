@@ -172,7 +172,7 @@ class MeanTeacher(TrainerCallback):
         model (`nn.Module`):
             The model.
         decay (`float`):
-            Share of the average that stays at a step, in [0, 1); less in the first steps, so that it does not hang on
+            Share of the average that stays at a step, in [0, 1]; less in the first steps, so that it does not hang on
             the start.
         start (`float`, *optional*, defaults to 1.0):
             Share of the training from which on it is asked, at the beginning of each epoch; 1 for never.

@@ -23,6 +23,8 @@ import torch
 
 from fusionmatch.catalogue import load_catalogue
 from fusionmatch.commands import main
+from fusionmatch.commands.forgetting import ForgettingArguments, _caveat
+from fusionmatch.evaluation.forgetting import Point, recommend
 from fusionmatch.evaluation.queries import QueryResults
 from fusionmatch.evaluation.retrieval import evaluate_retrieval
 from fusionmatch.loading import base_state_dict, load_pretrained
@@ -199,6 +201,23 @@ def test_forgetting_measures_strengths_and_writes_the_recommended_one(adapter, s
     # A checkpoint does not know what it was adapted from.
     command[2] = str(tmp_path / "half")
     fails(capsys, command, "--base")
+
+
+@pytest.mark.parametrize(
+    ("general", "caveat"),
+    [
+        ((300, 290, 280), None),
+        ((300, 290, 150), "The strength 0.5 keeps 50% of the gain, less than the 95% asked for"),
+        ((300, 200, 150), "None is recommended: each that gains loses more than 10%"),
+    ],
+)
+def test_forgetting_says_where_less_is_recommended_than_was_asked_for(general, caveat):
+    points = [Point(scale, 100 + 100 * scale, rsum) for scale, rsum in zip((0, 0.5, 1), general, strict=True)]
+    args = ForgettingArguments()
+    said = _caveat(points, recommend(points, args.keep, args.most_forgotten), args)
+    assert said == [] if caveat is None else said[0].startswith(caveat)
+    gains_nothing = [Point(0, 100, 300), Point(1, 90, 300)]
+    assert _caveat(gains_nothing, recommend(gains_nothing), args)[0].startswith("No strength gains anything")
 
 
 def test_explain_draws_hits_and_misses(adapter, shop, tmp_path, capsys):

@@ -39,8 +39,6 @@ def test_restarts():
     assert share[0] == share[10] == share[20] == 1
     assert share[:10] == approx(share[10:20])
     assert share[5] == approx(0.5)
-    shrunk = [annealing_factor(step, total_steps=30, floor=0.3, cycles=3, shrink=0.5) for step in (0, 10, 20)]
-    assert shrunk == approx([1, 0.5, 0.3])
 
 
 def test_without_floor_it_is_transformers_cosine():
@@ -59,16 +57,15 @@ def test_without_floor_it_is_transformers_cosine():
     warmup=st.floats(0, 1),
     cycles=st.integers(1, 6),
     floor=st.floats(0, 0.99),
-    shrink=st.floats(0.1, 1),
 )
 @settings(max_examples=150, deadline=None)
-def test_always_between_floor_and_peak(total, warmup, cycles, floor, shrink):
+def test_always_between_floor_and_peak(total, warmup, cycles, floor):
     warmup_steps = int(warmup * total)
     if total - warmup_steps < cycles:
         with pytest.raises(ValueError, match="Train longer"):
-            annealing_factor(0, total, warmup_steps, floor, cycles, shrink)
+            annealing_factor(0, total, warmup_steps, floor, cycles)
         return
-    shares = [annealing_factor(step, total, warmup_steps, floor, cycles, shrink) for step in range(total)]
+    shares = [annealing_factor(step, total, warmup_steps, floor, cycles) for step in range(total)]
     assert all(0 < share <= 1 or floor == 0 for share in shares)
     assert all(share >= floor - 1e-12 for share in shares[warmup_steps:])
     assert shares[:warmup_steps] == sorted(shares[:warmup_steps])
@@ -77,7 +74,7 @@ def test_always_between_floor_and_peak(total, warmup, cycles, floor, shrink):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"floor": 1.0}, {"floor": -0.1}, {"shrink": 0.0}, {"cycles": 0}, {"warmup_steps": 11}, {"warmup_steps": -1}],
+    [{"floor": 1.0}, {"floor": -0.1}, {"cycles": 0}, {"warmup_steps": 11}, {"warmup_steps": -1}],
 )
 def test_values_outside_their_range(settings):
     with pytest.raises(ValueError):
