@@ -18,7 +18,8 @@ What each preset of `fusionmatch adapt` reaches on a catalogue, what it costs, a
         --catalogue products.csv
 
 Further options go to `fusionmatch adapt` as they are. Each preset and seed is one call of the command in a process of
-its own; runs that are in the work folder already are not repeated. Writes `presets.csv` and `presets.md` there.
+its own; runs that are in the work folder already are not repeated, so other options take another folder. Writes
+`presets.csv` and `presets.md` there.
 """
 
 import argparse
@@ -123,6 +124,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     args, options = parser.parse_known_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
+    settings = [args.model_name_or_path, args.general_file, args.general_samples, options]
+    note = args.work_dir / "settings.json"
+    if note.is_file() and json.loads(note.read_text()) != settings:
+        parser.error(f"{args.work_dir} holds runs of other settings: {note.read_text()}. Name another --work_dir.")
+    note.write_text(json.dumps(settings))
     general = load_catalogue({"test": args.general_file})["test"]
     if args.general_samples is not None:
         general = general.select(range(args.general_samples))

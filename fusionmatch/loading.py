@@ -208,6 +208,11 @@ def _load_adapter(name: str | Path, path: Path, hub: dict[str, Any], **kwargs: A
             return _load_checkpoint(base_path, base_folder, **again)[0]
 
         check_base(base, made_on, name, read_again)
+    else:
+        logger.warning(
+            f"The adapter {name} does not note which base it was made on (there is no `{FINGERPRINT_FILE}`, as where "
+            f"PEFT alone saved it): that {base_path} is that base was not checked."
+        )
     if (path / "processor_config.json").is_file():
         processor = AutoProcessor.from_pretrained(path)
     try:

@@ -283,7 +283,7 @@ def test_the_names_of_all_of_transformers_vocabularies_are_fetched():
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_an_adapter_on_a_base_that_changed_in_any_precision(dtype, models, tmp_path):
+def test_an_adapter_on_a_base_that_changed_in_any_precision(dtype, models, tmp_path, caplog):
     folder = shutil.copytree(models / "adapter", tmp_path / "adapter")
     changed = shutil.copytree(models / "base", tmp_path / "base")
     for file in ("adapter_config.json", "fusionmatch_base.json"):
@@ -295,6 +295,10 @@ def test_an_adapter_on_a_base_that_changed_in_any_precision(dtype, models, tmp_p
     tiny_model(seed=5).save_pretrained(changed)
     with pytest.raises(ValueError, match="was made on a base with the fingerprint"):
         load_pretrained(folder, **loading)
+    assert "was not checked" not in caplog.text
+    (folder / "fusionmatch_base.json").unlink()
+    load_pretrained(folder, **loading)
+    assert "does not note which base it was made on" in caplog.text
 
 
 class TestFromVisionText:
