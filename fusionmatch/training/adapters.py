@@ -209,6 +209,25 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
     return "|".join(patterns)
 
 
+def _inside(name: str) -> str:
+    """The name of a module in the [`FusionMatchModel`], which one with a ranking stage holds inside."""
+    return name.removeprefix("fusionmatch.")
+
+
+def _named_targets(model: FusionMatchModel, towers: tuple[str, ...], named: str | list[str]) -> list[str]:
+    """The modules of these towers that somebody named for LoRA, each as a regex."""
+    pattern = named if isinstance(named, str) else rf"(.*\.)?({'|'.join(map(re.escape, named))})"
+    starts = tuple(f"{tower}_model." for tower in towers)
+    names = [name for name, _ in model.named_modules() if _inside(name).startswith(starts)]
+    targets = [re.escape(name) for name in names if re.fullmatch(pattern, _inside(name))]
+    if not targets:
+        raise ValueError(
+            f"None of the modules {named} is in a tower that gets LoRA ({', '.join(towers) or 'none does'}). "
+            "`model.named_modules()` has their names."
+        )
+    return targets
+
+
 def lora_config(
     model: FusionMatchModel,
     r: int = 8,
@@ -235,7 +254,8 @@ def lora_config(
         lora_dropout (`float`, *optional*, defaults to 0.05):
             Dropout before the LoRA layers.
         target_modules (`str` or `list[str]`, *optional*):
-            Modules that get LoRA, as in PEFT; defaults to the preset of the tower families.
+            Modules of these towers that get LoRA, by the ends of their names, or by a regular expression that matches
+            whole names; defaults to the preset of the tower families.
         towers (`tuple[str, ...]`, *optional*, defaults to `("vision", "text")`):
             Towers that get LoRA; the others stay as they are, and their features can be cached.
         kwargs:
@@ -243,6 +263,9 @@ def lora_config(
 
     Returns:
         [`~peft.LoraConfig`]
+
+    Raises:
+        `ValueError`: no preset is known for a tower's type, or no tower has the named modules.
     """
     from peft import LoraConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -251,23 +274,23 @@ def lora_config(
     # An identity head has nothing to save.
     present = [name for name in HEAD_MODULES if name in parts and any(True for _ in parts[name].parameters())]
     whole = [name for name in present if name in model.config.untrained_modules or name == "similarity"]
-    if target_modules is None:
+    if target_modules is not None:
+        patterns = _named_targets(model, towers, target_modules)
+    else:
         patterns = [lora_target_modules(model, towers)] if towers else []
-        trained = [name for name in present if name not in whole]
-        # A part by its own name: a head may be a linear layer itself.
-        for part in trained:
-            patterns += [
-                re.escape(name)
-                for name, child in model.named_modules()
-                if isinstance(child, nn.Linear) and part in name.removeprefix("fusionmatch.").split(".")[:1]
-            ]
-        # PEFT's own word for "none": an adapter may consist of whole modules alone.
-        target_modules = "|".join(patterns) or DUMMY_TARGET_MODULES
+    # A part by its own name: a head may be a linear layer itself.
+    for part in present:
+        patterns += [
+            re.escape(name)
+            for name, child in model.named_modules()
+            if part not in whole and isinstance(child, nn.Linear) and _inside(name).split(".")[0] == part
+        ]
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=target_modules,
+        # PEFT's own word for "none": an adapter may consist of whole modules alone.
+        target_modules="|".join(patterns) or DUMMY_TARGET_MODULES,
         modules_to_save=whole,
         **kwargs,
     )

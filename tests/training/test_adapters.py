@@ -221,6 +221,23 @@ def test_an_unknown_tower_family_names_the_remedy():
         lora_config(model)
 
 
+@pytest.mark.parametrize("named", [["key", "self.value"], r"text_model\..*\.(key|self\.value)"])
+def test_named_modules_of_towers_get_lora_beside_the_heads(named):
+    model = tiny_model()
+    model.config.untrained_modules = ["vision_fusion"]
+    wrapped = peft.get_peft_model(model, lora_config(model, target_modules=named, towers=("text",)))
+    found = [name.removeprefix("base_model.model.") for name, _ in wrapped.named_modules() if name.endswith(".lora_A")]
+    own = {name.removesuffix(".lora_A") for name in found if "text_model" in name}
+    assert own and all(name.endswith((".key", ".value")) for name in own)
+    assert not any("vision_model" in name for name in found)
+    heads = {name.split(".")[0] for name in found} - {"text_model"}
+    usual = peft.get_peft_model(tiny_model(), lora_config(tiny_model(), towers=())).named_modules()
+    assert heads == {name.split(".")[2] for name, _ in usual if name.endswith(".lora_A")} - {"vision_fusion"}
+    for towers in (("vision",), ()):
+        with pytest.raises(ValueError, match=r"None of the modules .* is in a tower that gets LoRA"):
+            lora_config(model, target_modules=["ffn.lin1"], towers=towers)
+
+
 def test_an_adapter_needs_a_base_that_was_saved(model, splits, processor, tmp_path):
     with pytest.raises(ValueError, match="save_pretrained"):
         make_trainer(model, splits, processor, tmp_path, lora_config(model))
