@@ -35,17 +35,11 @@ from ..outputs_fusionmatch import FusionMatchOutput
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
 
-# Attention projections of transformer towers; of convolutional ones the pointwise convolutions of the last blocks
-# ({last}: the last third), because the gradient then need not go through the early blocks, which are the dearest.
-# Keyed by a part of the tower's `model_type`; the first that fits counts.
-LORA_TARGETS = {
-    "distilbert": r"(q_lin|v_lin)",
-    "clip": r"(q_proj|v_proj)",
-    "siglip": r"self_attn\.(q_proj|v_proj)",
-    "vit": r"(q_proj|v_proj|query|value)",
-    "dino": r"(q_proj|v_proj|query|value)",
-    "swin": r"(q_proj|v_proj|query|value)",
-    "bert": r"(query|value)",
+# Where LoRA goes in convolutional towers: the pointwise convolutions of the last blocks ({last}: two thirds of them).
+# The early ones, on the largest maps, are the dearest to compute and to remember, and the gradient then need not go
+# through them. Keyed by a part of the tower's `model_type`. In all other towers it goes into each linear layer of each
+# block, which is what it takes to come near full tuning (arXiv 2305.14314, section 4).
+LORA_CONVOLUTIONS = {
     "convnext": r"stages\.{last}\..*(pwconv1|pwconv2)",
     "efficientnet": r"(blocks\.{last}\..*(expand_conv|project_conv)|top_conv)",
     "resnet": r"stages\.{last}\..*convolution",
@@ -183,29 +177,39 @@ def freeze_towers(model: FusionMatchModel) -> FusionMatchModel:
 
 def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vision", "text")) -> str:
     """
-    Regex of the modules that get LoRA: the attention projections (or pointwise convolutions) of the named towers.
+    Regex of the modules that get LoRA: each linear layer of the blocks of the named towers, or the pointwise
+    convolutions of their last two thirds.
 
     Raises:
-        `ValueError`: no preset is known for a tower's type.
+        `ValueError`: a tower has neither.
     """
     patterns = []
-    prefix = "" if isinstance(model, FusionMatchModel) else r"fusionmatch\."
     for tower in towers:
         model_type = getattr(model.config, f"{tower}_config").model_type
-        target = next((target for family, target in LORA_TARGETS.items() if family in model_type), "")
-        tower_model = getattr(unwrap_model(model), f"{tower}_model")
-        blocks = [
-            name for name, _ in tower_model.named_modules() if re.fullmatch(r"encoder\.(blocks|stages)\.\d+", name)
-        ]
-        last = "|".join(str(i) for i in range(len(blocks) - math.ceil(len(blocks) / 3), len(blocks)))
-        pattern = rf"{prefix}{tower}_model\..*\b{target.replace('{last}', f'({last})')}"
-        # A family is told by a part of its name, and a newcomer of that name may call its modules otherwise.
-        if not target or not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        modules = dict(getattr(unwrap_model(model), f"{tower}_model").named_modules())
+        target = next((target for family, target in LORA_CONVOLUTIONS.items() if family in model_type), None)
+        if target is None:
+            # Blocks are numbered; one pattern stands for all of them.
+            linear = [name.split(".") for name, module in modules.items() if isinstance(module, nn.Linear)]
+            found = {
+                r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name)
+                for name in linear
+                if any(part.isdigit() for part in name)
+            }
+        else:
+            blocks = [name for name in modules if re.fullmatch(r"encoder\.(blocks|stages)\.\d+", name)]
+            last = "|".join(str(i) for i in range(len(blocks) - math.ceil(2 * len(blocks) / 3), len(blocks)))
+            pattern = rf"(.*\.)?{target.replace('{last}', f'({last})')}"
+            # A family is told by a part of its name, and a newcomer of that name may call its modules otherwise.
+            found = {pattern} if any(re.fullmatch(pattern, name) for name in modules) else set()
+        if not found:
             raise ValueError(
-                f"No LoRA preset for the {tower} tower type `{model_type}`. Known: {', '.join(LORA_TARGETS)}. Name "
-                "the modules yourself with `target_modules` (`--lora_target_modules`)."
+                f"No LoRA preset for the {tower} tower type `{model_type}`: its blocks have no linear layers, or it "
+                f"is none of {', '.join(LORA_CONVOLUTIONS)} as they are known. Name the modules yourself with "
+                "`target_modules` (`--lora_target_modules`)."
             )
-        patterns.append(pattern)
+        prefix = "" if isinstance(model, FusionMatchModel) else r"fusionmatch\."
+        patterns.append(rf"{prefix}{tower}_model\.({'|'.join(sorted(found))})")
     return "|".join(patterns)
 
 
@@ -265,7 +269,7 @@ def lora_config(
         [`~peft.LoraConfig`]
 
     Raises:
-        `ValueError`: no preset is known for a tower's type, or no tower has the named modules.
+        `ValueError`: there is no preset for a tower, or no tower has the named modules.
     """
     from peft import LoraConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
