@@ -18,7 +18,7 @@ import contextlib
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,10 +190,10 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
         target = next((target for family, target in LORA_CONVOLUTIONS.items() if family in model_type), None)
         if target is None:
             # Blocks are numbered; one pattern stands for all of them.
-            linear = [name.split(".") for name, module in modules.items() if isinstance(module, nn.Linear)]
+            parts = [name.split(".") for name in _linear_layers(modules)]
             found = {
                 r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name)
-                for name in linear
+                for name in parts
                 if any(part.isdigit() for part in name)
             }
         else:
@@ -211,6 +211,15 @@ def lora_target_modules(model: FusionMatchModel, towers: tuple[str, ...] = ("vis
         prefix = "" if isinstance(model, FusionMatchModel) else r"fusionmatch\."
         patterns.append(rf"{prefix}{tower}_model\.({'|'.join(sorted(found))})")
     return "|".join(patterns)
+
+
+def _linear_layers(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of linear layers; of those that have got LoRA already the names that they had before."""
+    return [
+        name.removesuffix(".base_layer")
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and not any(part.startswith("lora_") for part in name.split("."))
+    ]
 
 
 def _inside(name: str) -> str:
@@ -283,12 +292,9 @@ def lora_config(
     else:
         patterns = [lora_target_modules(model, towers)] if towers else []
     # A part by its own name: a head may be a linear layer itself.
-    for part in present:
-        patterns += [
-            re.escape(name)
-            for name, child in model.named_modules()
-            if part not in whole and isinstance(child, nn.Linear) and _inside(name).split(".")[0] == part
-        ]
+    trained = [part for part in present if part not in whole]
+    linear = _linear_layers(dict(model.named_modules()))
+    patterns += [re.escape(name) for name in linear if _inside(name).split(".")[0] in trained]
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
