@@ -54,7 +54,7 @@ PRESETS = {
     "full": "all weights, into a checkpoint of its own",
 }
 # Of the towers, where all of their weights train; the rate of fresh heads would undo what the towers know.
-FULL_TOWER_LEARNING_RATE = 2e-5
+FULL_TOWER_LEARNING_RATE = 5e-5
 
 # PEFT's name for the base among the adapters of a batch.
 _BASE = "__base__"
