@@ -49,7 +49,7 @@ LORA_CONVOLUTIONS = {
 PRESETS = {
     "fast": "heads, fusion and similarity; the features of both towers are computed once",
     "lora": "the same and LoRA in both towers",
-    "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), a third slower; no better where we measured it",
+    "dora": "the same with weight-decomposed LoRA (arXiv 2402.09353), slower; no better where we measured it",
     "qlora": "LoRA on towers whose linear layers are kept in 4 bits (arXiv 2305.14314), for large ones; on GPUs",
     "full": "all weights, into a checkpoint of its own",
 }
