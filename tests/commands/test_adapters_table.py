@@ -26,8 +26,8 @@ from .conftest import ADAPT
 
 
 HEADS = ("vision_head", "text_head", "vision_fusion", "text_fusion", "similarity")
-# Two blocks a tower, in each four projections from 32 to 32 channels and an MLP over 37: two matrices of rank 8 for each
-# layer; a magnitude a channel.
+# Two blocks a tower, in each four projections from 32 to 32 channels and an MLP over 37: two matrices of rank 8 for
+# each layer; a magnitude a channel.
 LORA = 2 * 8 * (4 * (32 + 32) + 2 * (32 + 37))
 DORA = LORA + 2 * (4 * 32 + 37 + 32)
 
