@@ -49,6 +49,7 @@ ROWS = {
     "change to an adapter that is loaded": "ms",
     "load an adapter and change to it": "ms",
     "the same by PEFT, which looks at no base": "ms",
+    "put an adapter in another's place": "ms",
 }
 
 
@@ -123,6 +124,8 @@ def measure_adapters(row: str, base: str, repeats: int) -> list[float]:
             start = time.perf_counter()
             if row.startswith("change"):
                 model.set_adapter(("two", "one")[i % 2])
+            elif row.startswith("put"):
+                model.load_adapter(adapter, adapter_name="one", hotswap=True)
             else:
                 on = peft_model if "PEFT" in row else model
                 on.load_adapter(adapter, adapter_name=f"customer-{i}")

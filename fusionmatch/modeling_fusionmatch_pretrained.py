@@ -19,6 +19,7 @@ base and an adapter that was made on it.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,9 @@ class FusionMatchAdapterMixin:
     # A sum of the bits of each weight, and the fingerprint that the weights had.
     _known_fingerprint: tuple[dict[str, int], str] | None = None
 
-    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def load_adapter(
+        self, peft_model_id: str | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """
         Loads an adapter, as `load_adapter` of transformers does and with its arguments; `from_pretrained` of an
         adapter's folder comes here as well. An adapter that notes its base
@@ -187,6 +190,8 @@ class FusionMatchAdapterMixin:
         Args:
             peft_model_id (`str`, *optional*):
                 Folder or Hub name of the adapter.
+            adapter_name (`str`, *optional*, defaults to `"default"`):
+                The name that it gets.
             args, kwargs:
                 As for transformers.
 
@@ -209,7 +214,21 @@ class FusionMatchAdapterMixin:
         magnitudes = WeightRenaming(r"(lora_magnitude_vector\.[^.]+)$", r"\1.weight")
         mapping = kwargs.pop("weight_mapping", None) or getattr(load_config, "weight_mapping", None)
         mapping = [*(mapping or get_model_conversion_mapping(self)), magnitudes]
-        return super().load_adapter(peft_model_id, *args, weight_mapping=mapping, **kwargs)
+        self._other_adapters = set(getattr(self, "peft_config", {})) - {adapter_name or "default"}
+        try:
+            return super().load_adapter(peft_model_id, adapter_name, *args, weight_mapping=mapping, **kwargs)
+        finally:
+            del self._other_adapters
+
+    @classmethod
+    def _load_pretrained_model(cls, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        info, offloaded = super()._load_pretrained_model(model, *args, **kwargs)
+        # transformers would report each weight of the adapters that are there as missing from a further one's file.
+        names = "|".join(map(re.escape, getattr(model, "_other_adapters", ())))
+        if names:
+            of_others = re.compile(rf"\.({names})(\.weight|\.bias)?$")
+            info.missing_keys = {key for key in info.missing_keys if not of_others.search(key)}
+        return info, offloaded
 
     def _check_note(self, note: dict[str, Any], adapter: str) -> None:
         settings = noted_settings(note)

@@ -74,7 +74,7 @@ class LoraArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA layers."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Modules of the towers that get LoRA; defaults to the preset of the tower families."},
+        metadata={"help": "Modules of the towers that get LoRA; defaults to the preset's."},
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
     freeze_vision_model: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})

@@ -268,7 +268,7 @@ def lora_config(
             Dropout before the LoRA layers.
         target_modules (`str` or `list[str]`, *optional*):
             Modules of these towers that get LoRA, by the ends of their names, or by a regular expression that matches
-            whole names; defaults to the preset of the tower families.
+            whole names; defaults to the preset's.
         towers (`tuple[str, ...]`, *optional*, defaults to `("vision", "text")`):
             Towers that get LoRA; the others stay as they are, and their features can be cached.
         kwargs:
