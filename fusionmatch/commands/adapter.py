@@ -13,10 +13,8 @@
 # limitations under the License.
 """`fusionmatch adapter list|merge|compare PATH...`."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.constants import REPOCARD_NAME
 
@@ -25,7 +23,7 @@ from ..hub import write_merged_card
 from ..loading import load_pretrained, precision
 from ..repository import ADAPTER_FILE, FINGERPRINT_FILE, fetch
 from ..training.adapters import peft_base
-from ..training.pipeline import METRICS_FILE, QUERIES_FILE
+from ..training.pipeline import METRICS_FILE, QUERIES_FILE, read_json
 from .arguments import CommandParser
 
 
@@ -74,17 +72,12 @@ def _adapters(path: Path) -> list[Path]:
     return found
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _list(folders: list[Path]) -> None:
     print(f"{'adapter':<28} {'kind':<10} {'rank':>4} {'MB':>7} {'RSUM':>7}  {'base fingerprint':<16}  base")
     for folder in folders:
-        config, note = _read(folder, ADAPTER_FILE), _read(folder, FINGERPRINT_FILE)
+        config, note = read_json(folder / ADAPTER_FILE), read_json(folder / FINGERPRINT_FILE)
         size = sum(path.stat().st_size for path in folder.glob("adapter_model.*")) / 1e6
-        rsum = _read(folder, METRICS_FILE).get("after", {}).get("rsum")
+        rsum = read_json(folder / METRICS_FILE).get("after", {}).get("rsum")
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type", "?")
         print(
             f"{folder.name:<28} {kind:<10} {config.get('r', '-'):>4} {size:>7.1f} "
@@ -110,7 +103,7 @@ def _merge(names: list[str | Path], output_dir: str | None, revision: str | None
     model.merge_and_unload(progressbar=True).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     # Measured on a base in four bits, say, the figures are of other weights.
-    measured = _read(adapter, FINGERPRINT_FILE).get("dtype") == kept_in
+    measured = read_json(adapter / FINGERPRINT_FILE).get("dtype") == kept_in
     write_merged_card(output_dir, name, made_on, adapter / REPOCARD_NAME if measured else None)
     print(
         f"{output_dir} is the base with {name} merged in: a checkpoint of its own, to search, to train on or to "
@@ -120,11 +113,11 @@ def _merge(names: list[str | Path], output_dir: str | None, revision: str | None
 
 def _compare(folders: list[Path]) -> None:
     # By the whole path: folders of several runs often bear one name.
-    runs = {str(folder): _read(folder, METRICS_FILE) for folder in folders}
+    runs = {str(folder): read_json(folder / METRICS_FILE) for folder in folders}
     missing = [name for name, run in runs.items() if not run]
     if missing:
         raise ValueError(f"No `{METRICS_FILE}` in {', '.join(missing)}; `fusionmatch adapt` writes it.")
-    notes = {name: _read(Path(name), FINGERPRINT_FILE) for name in runs}
+    notes = {name: read_json(Path(name) / FINGERPRINT_FILE) for name in runs}
     # One base has another fingerprint in another precision.
     bases = {(note.get("dtype"), note["fingerprint"]) for note in notes.values() if "fingerprint" in note}
     if len(bases) > len({dtype for dtype, _ in bases}):

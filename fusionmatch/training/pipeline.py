@@ -136,7 +136,8 @@ def run_key(
     return json.loads(json.dumps(key, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -152,7 +153,7 @@ def check_run(folder: Path, key: dict[str, Any], named: bool = False) -> dict[st
     What the run in a folder began with. Raises where it is one of another base, catalogue or kind; and where a guard
     stopped it, unless a checkpoint was `named`: the last one is of weights that were ruined already.
     """
-    found = _read(folder / RUN_FILE)
+    found = read_json(folder / RUN_FILE)
     if _STOPPED in found and not named:
         raise ValueError(
             f"The run in {folder} was stopped, and its last checkpoint is of that training: {found[_STOPPED]} Name "
@@ -173,7 +174,7 @@ def check_run(folder: Path, key: dict[str, Any], named: bool = False) -> dict[st
 
 def _check_base(checkpoint: str, key: dict[str, Any]) -> None:
     """An adapter's checkpoint says itself which base it is of; the file of its run may not lie beside it."""
-    base = _read(Path(checkpoint) / FINGERPRINT_FILE).get("fingerprint", key["base"])
+    base = read_json(Path(checkpoint) / FINGERPRINT_FILE).get("fingerprint", key["base"])
     if base != key["base"]:
         raise ValueError(
             f"{checkpoint} is of an adapter of another base: its fingerprint is {base}, that of this one is "
@@ -350,7 +351,7 @@ def fit(
         raise
     seconds = trainer.clock.before + time.perf_counter() - start
     # Without metrics of its last step the run was stopped after it, and is measured now.
-    measured = _read(folder / METRICS_FILE).get("steps")
+    measured = read_json(folder / METRICS_FILE).get("steps")
     if checkpoint and trainer.state.global_step == steps_before == measured:
         raise ValueError(
             f"The run in {args.output_dir} had already ended, at step {trainer.state.global_step}; nothing was "
